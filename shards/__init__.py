@@ -1,0 +1,1 @@
+"""The contract between the rooms: samples, labels, tar shards, manifest, order, preprocessing."""

@@ -1,0 +1,98 @@
+"""What every command shares: errors for users, exit statuses, progress bars."""
+
+import errno
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+stderr = Console(stderr=True, highlight=False, markup=False)
+
+
+class UserError(Exception):
+    """The request was wrong: one line that says what was found and the way out. Exit status 2."""
+
+
+class RunFailed(Exception):
+    """The request was right and the run failed: one line that says why. Exit status 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception, so no handler swallows it."""
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command's main and exit: 0 done, 1 failed, 2 wrong request, 130 Ctrl-C, 143 SIGTERM."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        main()
+    except UserError as error:
+        fail(str(error), 2)
+    except RunFailed as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("stopped by Ctrl-C; the same command goes on where it stopped", 130)
+    except Terminated:
+        fail("stopped by SIGTERM; the same command goes on where it stopped", 143)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        fail(f"{error.strerror}{where}; mend that, and the same command goes on", 1)
+
+
+def fail(message: str, status: int) -> None:
+    """Print one line on standard error and exit."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def warn(message: str) -> None:
+    """Print one line on standard error."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+Advance = Callable[
+    ..., None
+]  # advance(n=1, note="") moves the bar and shows a short note behind it
+
+
+@contextmanager
+def progress(label: str, total: int | None, *, shown: bool = True) -> Iterator[Advance]:
+    """A progress bar on standard error with count, rate of completion and time left."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=30) if total is not None else SpinnerColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=stderr, disable=not shown, refresh_per_second=4) as bar:
+        task = bar.add_task(label, total=total, note="")
+
+        def advance(n: int = 1, note: str | None = None) -> None:
+            if note is not None:
+                bar.update(task, note=note)
+            bar.advance(task, n)
+
+        yield advance

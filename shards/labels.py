@@ -1,0 +1,69 @@
+"""Label vocabularies: a fixed order of names, and one int8 per label and sample."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.console import UserError
+
+YES, NO, UNKNOWN = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """names: the labels in the order of the network's outputs.
+    exclusive: each sample has exactly one of them (so accuracy is that of the argmax)."""
+
+    names: tuple[str, ...]
+    exclusive: bool
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """The position of a label. UserError when the vocabulary lacks it."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            known = ", ".join(self.names)
+            raise UserError(f"no label {name!r} in the vocabulary; it has: {known}") from None
+
+    def encode(self, present: Collection[str], unknown: Collection[str] = ()) -> np.ndarray:
+        """(len(self),) int8: YES for labels present, UNKNOWN where nobody looked, NO elsewhere."""
+        encoded = np.full(len(self), NO, np.int8)
+        encoded[[self.index(name) for name in unknown]] = UNKNOWN
+        encoded[[self.index(name) for name in present]] = YES
+        if self.exclusive and not unknown and (encoded == YES).sum() != 1:
+            raise UserError(f"expected exactly one label, found {sorted(present)}")
+        return encoded
+
+    def decode(self, encoded: np.ndarray) -> tuple[str, ...]:
+        """The names of the labels that are YES."""
+        return tuple(name for name, value in zip(self.names, encoded) if value == YES)
+
+
+# The order of CheXNet's outputs (both public checkpoints), then the healthy class.
+CHESTXRAY14 = Vocabulary(
+    (
+        "Atelectasis",
+        "Cardiomegaly",
+        "Effusion",
+        "Infiltration",
+        "Mass",
+        "Nodule",
+        "Pneumonia",
+        "Pneumothorax",
+        "Consolidation",
+        "Edema",
+        "Emphysema",
+        "Fibrosis",
+        "Pleural_Thickening",
+        "Hernia",
+        "No Finding",
+    ),
+    exclusive=False,
+)
+
+# Bassi & Attux (arXiv 2005.01578) name the classes in this order; read as the order of the outputs.
+COVID = Vocabulary(("Normal", "Viral Pneumonia", "COVID-19"), exclusive=True)

@@ -1,0 +1,146 @@
+"""The manifest of a data set: written last, it names every shard. No manifest: not finished.
+
+`OUT/<dataset>/manifest.json`; the shards lie in `OUT/<dataset>/<split>/`.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from shards.console import UserError
+from shards.labels import Vocabulary
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard: `<split>/<name>`, its number of samples, its size in bytes and its hashes."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Samples of a split, and how many of them are YES for each label."""
+
+    samples: int
+    labels: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """dataset: its name; labels: in the order of the outputs; excluded: reason -> images left out;
+    settings: what the ingest was asked for; image_extension: of every image member."""
+
+    dataset: str
+    labels: tuple[str, ...]
+    exclusive: bool
+    image_extension: str
+    preprocessing_version: int
+    shorter_side: int | None
+    splits: dict[str, SplitCounts]
+    excluded: dict[str, int]
+    settings: dict[str, Any]
+    shards: tuple[ShardInfo, ...]
+    format_version: int = FORMAT_VERSION
+    synthetic: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.labels, self.exclusive)
+
+    def of_split(self, split: str) -> tuple[ShardInfo, ...]:
+        """The shards of a split, in order. UserError when there is no such split."""
+        if split not in self.splits:
+            have = ", ".join(sorted(self.splits))
+            raise UserError(f"no split {split!r} in data set {self.dataset}; it has: {have}")
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+
+def manifest_hash(folder: Path) -> str:
+    """SHA-256 of the manifest file: names the data set's exact content."""
+    return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json`. UserError when it is missing, damaged or of another version."""
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}; make it with: python -m ingest ... --out {folder.parent}"
+        )
+    if not path.is_file():
+        inner = sorted(p.parent.name for p in folder.glob(f"*/{FILE_NAME}"))
+        way = (
+            f"it holds the data sets {', '.join(inner)}: name one of them"
+            if inner
+            else "the ingest is not finished: run the same ingest command again"
+        )
+        raise UserError(f"no {FILE_NAME} in {folder}; {way}")
+    try:
+        return _parse(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not a manifest ({error}); run the ingest again") from error
+
+
+def _parse(raw: Any) -> Manifest:
+    if raw.get("format_version") != FORMAT_VERSION:
+        found = raw.get("format_version")
+        raise ValueError(f"format version {found}, this program reads {FORMAT_VERSION}")
+    unknown = set(raw) - {f.name for f in fields(Manifest)}
+    if unknown:
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    raw["labels"], raw["notes"] = tuple(raw["labels"]), tuple(raw["notes"])
+    raw["splits"] = {name: SplitCounts(**counts) for name, counts in raw["splits"].items()}
+    raw["shards"] = tuple(ShardInfo(**shard) for shard in raw["shards"])
+    for shard in raw["shards"]:
+        if Path(shard.name).name != shard.name or Path(shard.split).name != shard.split:
+            raise ValueError(f"shard name {shard.name!r} leaves the folder")
+    return Manifest(**raw)
+
+
+def shard_path(folder: Path, shard: ShardInfo) -> Path:
+    """Where a shard of the data set in `folder` lies."""
+    return folder / shard.split / shard.name
+
+
+def check_shards(folder: Path, manifest: Manifest, splits: tuple[str, ...]) -> None:
+    """Cheap check before a run: every shard and index is there, sizes and index hashes match.
+
+    Raises UserError that names the first difference; `python -m shards verify` reads every byte.
+    """
+    for split in splits:
+        for shard in manifest.of_split(split):
+            problem = shard_problem(folder, shard)
+            if problem:
+                raise UserError(
+                    f"{problem}; the shards do not match {folder / FILE_NAME}: ingest again"
+                )
+
+
+def shard_problem(folder: Path, shard: ShardInfo) -> str | None:
+    """What is wrong with a shard, judged by its size and its index; None when nothing is."""
+    path = shard_path(folder, shard)
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != shard.bytes:
+        return f"{path} has {path.stat().st_size} bytes, expected {shard.bytes}"
+    index = path.with_suffix(".idx")
+    if not index.is_file():
+        return f"{index} is missing"
+    if hashlib.sha256(index.read_bytes()).hexdigest() != shard.index_sha256:
+        return f"{index} is not the index of {path.name} (its hash differs)"
+    return None

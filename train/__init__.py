@@ -1,0 +1,1 @@
+"""Shards -> checkpoint: input, augmentation, models, recipes, the loop, metrics."""

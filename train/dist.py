@@ -1,0 +1,115 @@
+"""The ranks of a training under torchrun; without torchrun a world of one."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shards.console import UserError
+from shards.order import rank_slice
+
+TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
+
+
+class World:
+    """rank of size; local_rank on this machine; device: this rank's."""
+
+    def __init__(self, device: str) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.device = choose_device(device, self.local_rank)
+        if self.size > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over the ranks."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def max(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """DDP for what is trainable now; wrap again whenever that changes, or ranks diverge."""
+        if self.size == 1:
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            model,
+            device_ids=devices,
+            broadcast_buffers=False,  # average_buffers uses all ranks' statistics instead
+            gradient_as_bucket_view=True,
+        )
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Give every rank the mean of all ranks' batch norm statistics."""
+        if self.size == 1:
+            return
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.size
+
+    def gather_rows(self, rows: Tensor, total: int) -> Tensor:
+        """This rank's rows (n, ...), those of rank_slice(range(total)) -> on every rank all rows
+        (total, ...), in order."""
+        if self.size == 1:
+            return rows
+        longest = -(-total // self.size)
+        padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=self.device)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        out = torch.empty((total, *rows.shape[1:]), dtype=rows.dtype, device=self.device)
+        everything = torch.arange(total).numpy()
+        for rank, part in enumerate(parts):
+            share = rank_slice(everything, rank, self.size)
+            out[torch.from_numpy(share).to(self.device)] = part[: len(share)]
+        return out
+
+
+def choose_device(device: str, local_rank: int) -> torch.device:
+    """`auto`: this rank's GPU, or the CPU where there is none. UserError when cuda is not there."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if device not in ("auto", "cuda"):
+        raise UserError(f"no device {device!r}; there are: auto, cpu, cuda")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda, but torch sees no GPU; take --device cpu or mend the driver"
+        )
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank}, but this machine has {torch.cuda.device_count()} GPUs; "
+            "start fewer processes (GPUS=n)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

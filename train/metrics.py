@@ -1,0 +1,55 @@
+"""Metrics of an evaluation, exact, on masked labels: loss, accuracy, AUROC."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from shards.labels import NO, UNKNOWN, YES
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """loss: mean over known labels; accuracy: of the argmax, None where labels do not exclude each
+    other; auroc: per label, None where only one kind of truth is there."""
+
+    loss: float
+    accuracy: float | None
+    auroc: tuple[float | None, ...]
+
+    @property
+    def auroc_mean(self) -> float | None:
+        """Mean over the labels that have one."""
+        known = [value for value in self.auroc if value is not None]
+        return float(np.mean(known)) if known else None
+
+
+def auroc(truth: np.ndarray, score: np.ndarray) -> float | None:
+    """truth: (N,) of YES, NO, UNKNOWN; score: (N,) float. The share of (YES, NO) pairs in which YES
+    scores higher, ties counting half (Mann-Whitney U)."""
+    known = truth != UNKNOWN
+    positive = truth[known] == YES
+    count, others = int(positive.sum()), int((truth[known] == NO).sum())
+    if count == 0 or others == 0:
+        return None
+    ranks = rankdata(score[known])
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def evaluate_logits(logits: np.ndarray, labels: np.ndarray, exclusive: bool) -> Metrics:
+    """logits: (N, L) float; labels: (N, L) int8."""
+    wide = logits.astype(np.float64)
+    losses = np.logaddexp(0.0, np.where(labels == YES, -wide, wide))
+    known = labels != UNKNOWN
+    return Metrics(
+        loss=float(losses[known].mean()),
+        accuracy=_accuracy(wide, labels) if exclusive else None,
+        auroc=tuple(auroc(labels[:, i], wide[:, i]) for i in range(labels.shape[1])),
+    )
+
+
+def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    known = (labels != UNKNOWN).all(axis=1)
+    if not known.any():
+        return None
+    return float((logits[known].argmax(axis=1) == labels[known].argmax(axis=1)).mean())
