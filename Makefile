@@ -1,0 +1,68 @@
+# cxrstack: each target is a thin call of a command; `make help` lists them.
+SHELL := /bin/bash -o pipefail
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
+PY := .venv/bin/python
+# onnxruntime and onnxruntime-gpu hold the same module: one of them, the GPU's where a driver is.
+ONNX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+OUT ?= shards-out
+SHARDS ?= $(OUT)
+RUN ?= runs/$(RECIPE)
+RECIPE ?= network-c
+MODEL ?= $(RUN)/model.onnx
+SCORES ?= $(RUN)/scores
+GPUS ?= 1
+DEMO ?= demo-out
+ARGS ?=
+
+.PHONY: help setup test lint demo shards train export score evaluate report bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.done ## the .venv with the exact versions of constraints.txt (ONNX=cpu or gpu)
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"error: Python 3.11 or 3.12 is needed, found {v[0]}.{v[1]}; give one with PYTHON=...")'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(ONNX),dev]'
+	touch $@
+
+test: setup ## all tests that need no GPU
+	$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff check, ruff format, mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+demo: setup ## everything, on synthetic radiographs, on a CPU, in minutes
+	$(PY) -m bench demo --out $(DEMO) $(ARGS)
+
+shards: setup ## NIH=DIR COVID=DIR OUT=DIR [ALLOW_MISSING=1]: raw data sets -> shards
+	@test -n "$(NIH)$(COVID)" || { echo "error: give NIH=DIR (ChestX-ray14) or COVID=DIR (the Radiography Database), or both" >&2; exit 2; }
+	$(if $(NIH),$(PY) -m ingest chestxray14 --src "$(NIH)" --out "$(OUT)" $(if $(ALLOW_MISSING),--allow-missing) $(NIH_ARGS))
+	$(if $(COVID),$(PY) -m ingest covid-radiography --src "$(COVID)" --out "$(OUT)" $(COVID_ARGS))
+	$(PY) -m shards verify "$(OUT)"
+
+train: setup ## RECIPE=network-c SHARDS=DIR RUN=DIR [GPUS=n] [ARGS="--size 224 ..."]
+	$(if $(filter 1,$(GPUS)),$(PY) -m train,.venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m -- train) \
+		$(RECIPE) --shards "$(SHARDS)" --run "$(RUN)" $(ARGS)
+
+export: setup ## RUN=DIR [MODEL=FILE]: a finished run -> ONNX
+	$(PY) -m serve export --run "$(RUN)" --out "$(MODEL)" $(ARGS)
+
+score: setup ## MODEL=FILE ARCHIVE="FILES" [SCORES=DIR]: score archives into Parquet
+	@test -n "$(ARCHIVE)" || { echo "error: give ARCHIVE=... (shards, tar, tar.gz, zip or folders)" >&2; exit 2; }
+	$(PY) -m serve score --model "$(MODEL)" --out "$(SCORES)" $(ARCHIVE) $(ARGS)
+
+evaluate: setup ## RUN=DIR LABELS=DIR [SCORES=DIR]: scores against labels
+	$(PY) -m serve evaluate --scores "$(SCORES)" --labels "$(LABELS)" --out "$(RUN)/evaluation" $(ARGS)
+
+report: setup ## RUN=DIR: one HTML page
+	$(PY) -m serve report --run "$(RUN)" --out "$(RUN)/report.html" $(ARGS)
+
+bench: setup ## all benchmarks, peers in the same run: table and plot
+	$(PY) -m bench all --out bench-out $(ARGS)
+
+clean: ## remove what make wrote, not the .venv
+	rm -rf build bench-out $(DEMO) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

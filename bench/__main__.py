@@ -1,0 +1,51 @@
+"""Ours beside a peer, on the same images in the same run. Run: python -m bench QUESTION
+
+Questions: ingest, input, train, score; all. The last line of a question is one JSON object.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import tyro
+
+from bench import ingest, input, score, train
+from bench.all import AllBench, measure_all
+from bench.result import Result, print_result
+from shards import console
+
+
+def _question(config_type: type, measure: Callable[[Any], Result]) -> Callable[..., None]:
+    def command(config: Any) -> None:
+        print_result(measure(config))
+
+    command.__annotations__ = {"config": Annotated[config_type, tyro.conf.arg(name="")]}
+    command.__doc__ = inspect.getdoc(config_type)
+    return command
+
+
+def _all(config: Annotated[AllBench, tyro.conf.arg(name="")]) -> None:
+    print(measure_all(config), end="")
+
+
+_all.__doc__ = inspect.getdoc(AllBench)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "ingest": _question(ingest.IngestBench, ingest.measure),
+    "input": _question(input.InputBench, input.measure),
+    "train": _question(train.TrainBench, train.measure),
+    "score": _question(score.ScoreBench, score.measure),
+    "all": _all,
+}
+
+
+def main() -> None:
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="python -m bench",
+        description="How fast is it? Ours beside a peer, in turns on the same images.",
+    )
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,81 @@
+"""What a rate was measured on: the machine, the versions and the commit."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "kornia",
+    "kornia-rs",
+    "webdataset",
+    "opencv-python-headless",
+    "imagecodecs",
+    "pillow",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """cores: those this process may use; gpu: the first one's name."""
+
+    cpu: str
+    cores: int
+    gpu: str | None
+
+    def __str__(self) -> str:
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{self.cpu}, {cores}, {self.gpu or 'no GPU'}"
+
+
+def this_machine() -> Machine:
+    """The machine this process runs on."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return Machine(_cpu_name(), len(os.sched_getaffinity(0)), gpu)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """Python's and the versions of the packages whose speed counts here."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` behind it when files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU still has to do, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,91 @@
+"""What a worker process does with one image: decode, reduce, encode, hash; or say why not.
+
+Call `encode_image` in worker processes only: decoders are native code fed with a stranger's bytes.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shards.codec import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    BadImage,
+    Encoding,
+    decode_grey,
+    encode,
+    is_htj2k,
+    read_header,
+)
+from shards.preprocess import reduce_shorter_side
+
+_KEPT_EXTENSIONS = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "GIF": "gif",
+    "WEBP": "webp",
+    "JPEG2000": "jp2",
+    "PPM": "ppm",
+}
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """shorter_side: in pixels, at most; None keeps the size. `keep` needs None."""
+
+    encoding: Encoding = "htj2k"
+    shorter_side: int | None = 512
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """image: bytes for the shard; width, height: of the source image; sha256: of the source's
+    bytes; pixel_sha256: of the decoded grey pixels before reduction."""
+
+    image: bytes = field(repr=False)
+    extension: str
+    width: int
+    height: int
+    sha256: str
+    pixel_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Why an image goes to quarantine; sha256: of the source's bytes."""
+
+    reason: str
+    sha256: str
+
+
+def encode_image(data: bytes, config: EncodeConfig) -> Encoded | Rejected:
+    """One source file's bytes -> what the shard stores of it."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        grey = decode_grey(data, config.max_pixels)
+        image, extension = _encode(data, grey, config)
+    except BadImage as error:
+        return Rejected(str(error), sha256)
+    height, width = grey.shape
+    return Encoded(image, extension, width, height, sha256, pixel_hash(grey))
+
+
+def pixel_hash(grey: np.ndarray) -> str:
+    """SHA-256 of an (H, W) uint8 image's shape and pixels."""
+    shape = f"{grey.shape[0]} {grey.shape[1]} ".encode()
+    return hashlib.sha256(shape + np.ascontiguousarray(grey).tobytes()).hexdigest()
+
+
+def _encode(data: bytes, grey: np.ndarray, config: EncodeConfig) -> tuple[bytes, str]:
+    if config.encoding == "keep":
+        return data, "jph" if is_htj2k(data) else _KEPT_EXTENSIONS[read_header(data).format]
+    reduced = reduce_shorter_side(grey, config.shorter_side)
+    try:
+        return encode(reduced, config.encoding), EXTENSIONS[config.encoding]
+    except (ValueError, RuntimeError) as error:
+        raise BadImage(f"could not be encoded: {error}") from error

@@ -1,0 +1,148 @@
+"""Running a function over a stream of images on the processes of one machine.
+
+Memory stays constant: at most `_WINDOW` batches per worker are under way. A decoder that crashes
+takes its worker down, not the run: what was lost is tried again one image at a time, and the image
+that crashes alone is rejected.
+"""
+
+import hashlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+
+import cv2
+
+from ingest.encode import Encoded, Rejected
+from shards.console import RunFailed
+
+CRASHED = "the decoder crashed"
+_WINDOW = 3  # batches under way per worker: one at work, two waiting
+_BATCH_IMAGES, _BATCH_BYTES = 8, 8 * 2**20
+
+Outcome = Encoded | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to encode; location and stamp as in SourceImage."""
+
+    location: str
+    stamp: str
+    data: bytes = field(repr=False)
+
+
+class LocalEngine:
+    """A pool of worker processes that outlives the crash of any of them.
+
+    encode: what each image goes through; a function that workers can import, or a partial of one.
+    """
+
+    def __init__(self, workers: int, encode: Callable[[bytes], Outcome]) -> None:
+        self.workers, self.encode = workers, encode
+        self._pool = _start_pool(workers)
+
+    def __enter__(self) -> "LocalEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Each job with its outcome, in the order of the jobs."""
+        pending: deque[tuple[list[Job], Future[list[Outcome]] | None]] = deque()
+        for batch in _batches(jobs):
+            pending.append((batch, self._submit(batch)))
+            if len(pending) >= self.workers * _WINDOW:
+                yield from self._collect(*pending.popleft())
+        while pending:
+            yield from self._collect(*pending.popleft())
+
+    def _submit(self, batch: list[Job]) -> Future[list[Outcome]] | None:
+        try:
+            return self._pool.submit(_encode_batch, self.encode, [job.data for job in batch])
+        except BrokenProcessPool:
+            return None  # found out by _collect, which mends the pool
+
+    def _collect(
+        self, batch: list[Job], future: Future[list[Outcome]] | None
+    ) -> Iterator[tuple[Job, Outcome]]:
+        try:
+            if future is None:
+                raise BrokenProcessPool
+            outcomes = future.result()
+        except BrokenProcessPool:
+            outcomes = _encode_alone(self.encode, [job.data for job in batch])
+            self._mend()
+        yield from zip(batch, outcomes)
+
+    def _mend(self) -> None:
+        try:
+            self._pool.submit(os.getpid).result()
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=False)
+            self._pool = _start_pool(self.workers)
+
+
+def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    batch: list[Job] = []
+    size = 0
+    for job in jobs:
+        batch.append(job)
+        size += len(job.data)
+        if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode_batch(encode: Callable[[bytes], Outcome], batch: list[bytes]) -> list[Outcome]:
+    return [encode(data) for data in batch]
+
+
+def _encode_alone(encode: Callable[[bytes], Outcome], batch: list[bytes]) -> list[Outcome]:
+    """One image at a time in a process of their own, a new one after each crash."""
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(batch):
+        with _start_pool(1) as pool:
+            try:
+                for data in batch[len(outcomes) :]:
+                    outcomes.append(pool.submit(encode, data).result())  # noqa: PERF401
+            except BrokenProcessPool:
+                sha256 = hashlib.sha256(batch[len(outcomes)]).hexdigest()
+                outcomes.append(Rejected(CRASHED, sha256))
+    return outcomes
+
+
+def _start_pool(workers: int) -> ProcessPoolExecutor:
+    """A pool that has answered once. RunFailed when its processes cannot start."""
+    # A fork server: no fork of a process with threads, and the imports are paid for once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ingest.encode"])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise RunFailed(f"worker processes cannot start ({error}); is memory short?") from error
+    return pool
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    """A parent that is killed cannot stop its workers, and they would wait for work for ever."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)

@@ -1,0 +1,210 @@
+"""NIH ChestX-ray14: `Data_Entry_2017*.csv` and `images_*.tar.gz` or folders of PNG -> records.
+
+Wang et al., "ChestX-ray8" (CVPR 2017). Run: python -m ingest chestxray14 --src PATH --out DIR
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest.files import archive_images, folder_image, image_files
+from ingest.lists import apply_split_lists
+from ingest.record import Record, SourceImage
+from ingest.split import SplitConfig
+from shards.console import UserError
+from shards.labels import CHESTXRAY14
+from shards.sample import Box, make_key
+
+NAME = "chestxray14"
+_COLUMNS = (
+    "Image Index",
+    "Finding Labels",
+    "Patient ID",
+    "Patient Age",
+    "Patient Gender",
+    "View Position",
+)
+_ARCHIVE = re.compile(r"images_\d+\.tar\.gz")
+_ALL_IMAGES, _ALL_ARCHIVES = 112_120, 12
+_BOX_NAMES = {"Infiltrate": "Infiltration"}
+_MAX_AGE = 120  # the table has ages of 148 and 414: typing errors
+# The validation set: 12.5 % of the official train_val list is 10 % of all, as in 70/10/20.
+_FRACTIONS = (0.7, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class ChestXray14Config:
+    """NIH ChestX-ray14, as downloaded: the CSV tables beside images_001.tar.gz and on (read as a
+    stream, never unpacked), or beside unpacked folders images/ or images_001/images/."""
+
+    src: Path
+    """Folder with Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv) and the images."""
+    train_list: Path | None = None
+    """Text file of the image names for training; needs --test-list. Replaces the official lists."""
+    val_list: Path | None = None
+    """The same for validation. Without it, 12.5 % of the training patients are set apart."""
+    test_list: Path | None = None
+    """The same for testing."""
+    random_split: bool = False
+    """Split patients 70/10/20 by --seed even where train_val_list.txt and test_list.txt are."""
+
+
+class ChestXray14:
+    """The Source built from a ChestXray14Config."""
+
+    name = NAME
+    vocabulary = CHESTXRAY14
+    split = SplitConfig(_FRACTIONS)
+
+    def __init__(self, config: ChestXray14Config) -> None:
+        """UserError when the folder or its table is missing, or the lists make no sense."""
+        self.src = config.src
+        if not self.src.is_dir():
+            raise UserError(f"no folder {self.src}; --src names the ChestX-ray14 download")
+        self.table = _find_table(self.src)
+        self.lists = _split_lists(config)
+        self.synthetic = (self.src / "SYNTHETIC").is_file()
+        self.folders = [f for f in _image_folders(self.src) if image_files(f)]
+        self.archives = sorted(p for p in self.src.iterdir() if _ARCHIVE.fullmatch(p.name))
+        if not self.folders and not self.archives:
+            raise UserError(
+                f"no images in {self.src}; expected images_001.tar.gz (or images_01.tar.gz) and "
+                "on, or a folder images/ of PNG files"
+            )
+
+    def records(self) -> list[Record]:
+        boxes = _read_boxes(self.src / "BBox_List_2017.csv")
+        records = [_record(row, boxes) for row in _read_table(self.table)]
+        _refuse_repeats(records, self.table)
+        return apply_split_lists(records, self.lists) if self.lists else records
+
+    def inventory(self) -> list[tuple[str, int]]:
+        files = [path for folder in self.folders for path in image_files(folder)]
+        return [(path.name, path.stat().st_size) for path in files + self.archives]
+
+    def surely_missing(self, records: Sequence[Record]) -> str | None:
+        if not self.archives:
+            there = {path.name for folder in self.folders for path in image_files(folder)}
+            missing = sorted({r.location for r in records if not r.excluded} - there)
+            some = ", ".join(missing[:3])
+            return f"{len(missing)} images of the table ({some}, ...)" if missing else None
+        if not self.folders and len(records) == _ALL_IMAGES and len(self.archives) < _ALL_ARCHIVES:
+            names = ", ".join(path.name for path in self.archives)
+            return (
+                f"{_ALL_ARCHIVES - len(self.archives)} of {_ALL_ARCHIVES} archives (have {names})"
+            )
+        return None
+
+    def images(self) -> Iterator[SourceImage]:
+        for folder in self.folders:
+            for path in image_files(folder):
+                yield folder_image(path, path.name)
+        for archive in self.archives:
+            yield from archive_images(archive)
+
+
+def _find_table(src: Path) -> Path:
+    tables = sorted(src.glob("Data_Entry_2017*.csv"))
+    if not tables:
+        raise UserError(
+            f"no Data_Entry_2017_v2020.csv in {src}; --src names the folder that holds it"
+        )
+    return tables[-1]  # the name of the corrected table of 2020 sorts last
+
+
+def _image_folders(src: Path) -> list[Path]:
+    nested = sorted(p for p in src.glob("images_*/images") if p.is_dir())
+    return [src / "images", *nested] if (src / "images").is_dir() else nested
+
+
+def _split_lists(config: ChestXray14Config) -> dict[str, Path]:
+    named = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
+    given = {split: path for split, path in named.items() if path}
+    if given:
+        if "train" not in given or "test" not in given:
+            raise UserError("--train-list and --test-list belong together; --val-list is optional")
+        if config.random_split:
+            raise UserError("--random-split and --train-list exclude each other")
+        return given if "val" in given else {"train_val": given["train"], "test": given["test"]}
+    official = {
+        "train_val": config.src / "train_val_list.txt",
+        "test": config.src / "test_list.txt",
+    }
+    there = [path.is_file() for path in official.values()]
+    return official if all(there) and not config.random_split else {}
+
+
+def _read_table(path: Path) -> Iterator[dict[str, str]]:
+    """Rows by column. UserError for a missing column or a short row."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        lacking = [column for column in _COLUMNS if column not in header]
+        if lacking:
+            raise UserError(
+                f"{path} has no column {', '.join(map(repr, lacking))}; it has: "
+                f"{', '.join(header)}; download the table again"
+            )
+        places = {column: header.index(column) for column in _COLUMNS}
+        for row in rows:
+            if len(row) <= max(places.values()):
+                raise UserError(f"{path} line {rows.line_num} has only {len(row)} fields: {row}")
+            yield {column: row[place].strip() for column, place in places.items()}
+
+
+def _record(row: Mapping[str, str], boxes: Mapping[str, tuple[Box, ...]]) -> Record:
+    name = row["Image Index"]
+    labels = tuple(row["Finding Labels"].split("|"))
+    for label in labels:
+        if label not in CHESTXRAY14.names:
+            known = ", ".join(CHESTXRAY14.names)
+            raise UserError(f"image {name} has the label {label!r}; known are: {known}")
+    return Record(
+        location=name,
+        key=make_key(Path(name).stem),
+        labels=labels,
+        patient=f"{NAME}:{row['Patient ID']}",
+        view=row["View Position"] or None,
+        age=_years(row["Patient Age"]),
+        sex=row["Patient Gender"] or None,
+        boxes=boxes.get(name, ()),
+    )
+
+
+def _years(text: str) -> int | None:
+    """`58`, `058Y`; ages in months or days, `009M`, are years begun at 0."""
+    match = re.fullmatch(r"(\d+)([YMD]?)", text)
+    if not match:
+        return None
+    years = int(match[1]) // {"M": 12, "D": 365}.get(match[2], 1)
+    return years if years <= _MAX_AGE else None
+
+
+def _refuse_repeats(records: Sequence[Record], table: Path) -> None:
+    keys = {record.key for record in records}
+    if not records or len(keys) < len(records):
+        raise UserError(
+            f"{table} names {len(keys)} different images in {len(records)} rows; expected one row "
+            "per image; download the table again"
+        )
+
+
+def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
+    """Image -> boxes, in pixels of the 1024 x 1024 image; none when there is no file."""
+    boxes: dict[str, list[Box]] = defaultdict(list)
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.reader(file)
+        next(rows, None)
+        for row in rows:
+            try:
+                name, label, x, y, w, h = row[:6]
+                box = Box(_BOX_NAMES.get(label, label), float(x), float(y), float(w), float(h))
+            except ValueError as error:
+                raise UserError(f"{path} line {rows.line_num}: {error}; found {row}") from error
+            boxes[name].append(box)
+    return {name: tuple(found) for name, found in boxes.items()}

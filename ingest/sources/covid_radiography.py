@@ -1,0 +1,132 @@
+"""COVID-19 Radiography Database: a folder per class -> records, in all its published layouts.
+
+Chowdhury et al., "Can AI help in screening viral and COVID-19 pneumonia?" (2020). Its defaults are
+the data of Bassi & Attux (arXiv 2005.01578): 60 test images per class, the rest 80/20.
+Run: python -m ingest covid-radiography --src PATH --out DIR
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ingest.files import folder_image, image_files
+from ingest.lists import apply_exclusions
+from ingest.record import Record, SourceImage
+from ingest.split import SplitConfig
+from shards.console import UserError
+from shards.labels import COVID
+from shards.sample import make_key
+
+NAME = "covid-radiography"
+# Folder -> class. The second layout renamed two of them and added Lung_Opacity.
+_CLASSES = {
+    "COVID-19": "COVID-19",
+    "COVID": "COVID-19",
+    "NORMAL": "Normal",
+    "Normal": "Normal",
+    "Viral Pneumonia": "Viral Pneumonia",
+}
+_OUTSIDE = "Lung_Opacity"
+# The names that Kermany et al. (2018) gave their images carry the patient.
+_KERMANY = (
+    re.compile(r"(person\d+)_(?:virus|bacteria)_\d+"),
+    re.compile(r"((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)?"),
+)
+
+
+@dataclass(frozen=True)
+class CovidRadiographyConfig:
+    """COVID-19 Radiography Database, unpacked, any of its versions: folders COVID-19 (or COVID),
+    NORMAL and Viral Pneumonia, each with images or with images/ and masks/ in it."""
+
+    src: Path
+    """Folder with the class folders, or the folder around it."""
+    test_per_class: int = 60
+    """Images of each class for testing; of the rest, 80 % train and 20 % validate."""
+    cap_per_class: int | None = None
+    """Use no more than this many images of each class, chosen by --seed. Default: all."""
+    exclude: Path | None = None
+    """Text file of images to leave out, such as lateral views: one path a line, as
+    COVID-19/name.png."""
+
+
+class CovidRadiography:
+    """The Source built from a CovidRadiographyConfig."""
+
+    name = NAME
+    vocabulary = COVID
+
+    def __init__(self, config: CovidRadiographyConfig) -> None:
+        """UserError when no class folders are there or a number makes no sense."""
+        for option, number in (
+            ("--test-per-class", config.test_per_class),
+            ("--cap-per-class", config.cap_per_class),
+        ):
+            if number is not None and number < 1:
+                raise UserError(f"{option} {number}; at least 1 is needed")
+        self.root = _find_root(config.src)
+        self.prefix = "" if self.root == config.src else f"{self.root.name}/"
+        self.exclude = config.exclude
+        self.split = SplitConfig((0.8, 0.2, 0.0), config.test_per_class, config.cap_per_class)
+        self.synthetic = (config.src / "SYNTHETIC").is_file()
+
+    def records(self) -> list[Record]:
+        records = [_record(path.relative_to(self.root).as_posix()) for path in self._files()]
+        if self.exclude is None:
+            return records
+        return apply_exclusions(records, self.exclude, self.prefix)
+
+    def inventory(self) -> list[tuple[str, int]]:
+        files = ((path, path.stat().st_size) for path in self._files())
+        names = ((path.relative_to(self.root).as_posix(), size) for path, size in files)
+        return [(name.encode("utf-8", "surrogateescape").hex(), size) for name, size in names]
+
+    def surely_missing(self, records: Sequence[Record]) -> str | None:
+        return None  # the folders are all that says which images there are
+
+    def images(self) -> Iterator[SourceImage]:
+        for path in self._files():
+            yield folder_image(path, path.relative_to(self.root).as_posix())
+
+    def _files(self) -> Iterator[Path]:
+        for name in sorted([*_CLASSES, _OUTSIDE]):
+            folder = self.root / name
+            inner = folder / "images"
+            if folder.is_dir():
+                yield from image_files(inner if inner.is_dir() else folder)
+
+
+def _find_root(src: Path) -> Path:
+    if not src.is_dir():
+        raise UserError(f"no folder {src}; --src names the unpacked COVID-19 Radiography Database")
+    around = sorted(path for path in src.iterdir() if path.is_dir())
+    for root in [src, *around]:
+        found = {_CLASSES[name] for name in _CLASSES if (root / name).is_dir()}
+        if found == set(COVID.names):
+            return root
+    raise UserError(
+        f"no class folders in {src}; expected COVID-19 (or COVID), NORMAL and Viral Pneumonia; "
+        f"found: {', '.join(path.name for path in around[:6]) or 'no folder'}"
+    )
+
+
+def _record(location: str) -> Record:
+    folder = location.split("/", 1)[0]
+    outside = folder == _OUTSIDE
+    return Record(
+        location=location,
+        key=make_key(location),
+        labels=() if outside else (_CLASSES[folder],),
+        patient=_patient(PurePosixPath(location).stem),
+        excluded=f"class {_OUTSIDE} is not in the vocabulary" if outside else None,
+    )
+
+
+def _patient(stem: str) -> str | None:
+    original = re.sub(r" \(\d+\)$", "", stem)  # `x (1)`: a file manager's copy of x
+    for pattern in _KERMANY:
+        match = pattern.fullmatch(original)
+        if match:
+            return f"{NAME}:{match[1]}"
+    return None

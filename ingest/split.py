@@ -1,0 +1,126 @@
+"""Which sample goes to which split: a pure function of the records and the seed.
+
+Reproducible (ranks come from hashes, not from an order or a generator), stratified by class, and no
+patient in two splits. Samples without a known patient count as a patient each.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shards.console import UserError
+
+if TYPE_CHECKING:
+    from ingest.record import Record
+
+TRAIN, VAL, TEST, TRAIN_VAL = "train", "val", "test", "train_val"
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """fractions: of train, val and test; test_per_class: the test set is that many images of each
+    class, and the fractions of train and val share the rest; cap_per_class: use no more of each."""
+
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    test_per_class: int | None = None
+    cap_per_class: int | None = None
+
+
+def rank(seed: int, purpose: str, name: str) -> int:
+    """A number that depends on nothing but its address: sorting by it shuffles."""
+    digest = hashlib.sha256(f"{seed}:{purpose}:{name}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:16], "big")
+
+
+def over_cap(records: Iterable["Record"], cap: int, seed: int) -> set[str]:
+    """Keys of the samples beyond `cap` per class, by hash rank."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for label in record.labels:
+            by_class[label].append(record.key)
+    ranked = (sorted(keys, key=lambda key: rank(seed, "cap", key)) for keys in by_class.values())
+    return {key for keys in ranked for key in keys[cap:]}
+
+
+def assign_splits(records: Sequence["Record"], config: SplitConfig, seed: int) -> dict[str, str]:
+    """key -> `train`, `val` or `test`; splits that the records already carry stay as they are.
+
+    UserError when a class is too small for `test_per_class`.
+    """
+    given = {r.key: r.split for r in records if r.split not in (None, TRAIN_VAL)}
+    undivided = [r for r in records if r.split == TRAIN_VAL]
+    free = [r for r in records if r.split is None]
+    train, val, test = config.fractions
+    splits = {key: split for key, split in given.items() if split is not None}
+    splits |= by_fraction(undivided, {TRAIN: train, VAL: val}, seed)
+    if config.test_per_class is not None:
+        tested = take_per_class(free, config.test_per_class, seed)
+        splits |= dict.fromkeys(tested, TEST)
+        free = [r for r in free if r.key not in tested]
+        return splits | by_fraction(free, {TRAIN: train, VAL: val}, seed)
+    return splits | by_fraction(free, {TRAIN: train, VAL: val, TEST: test}, seed)
+
+
+def by_fraction(
+    records: Sequence["Record"], fractions: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """key -> split, so that each class is shared out in proportion; patients stay whole."""
+    splits: dict[str, str] = {}
+    # Each patient goes to the split that lags furthest behind its share. The lags go on from class
+    # to class, else fifteen classes would round fifteen times in favour of the same split.
+    lag = dict.fromkeys(fractions, 0.0)
+    for groups in _strata(records, seed).values():
+        for group in groups:
+            for split, fraction in fractions.items():
+                lag[split] += len(group) * fraction / sum(fractions.values())
+            behind = max(lag, key=lag.__getitem__)
+            lag[behind] -= len(group)
+            splits |= dict.fromkeys(group, behind)
+    return splits
+
+
+def take_per_class(records: Sequence["Record"], count: int, seed: int) -> set[str]:
+    """Keys of exactly `count` samples of each class, patients whole. UserError when impossible."""
+    taken: set[str] = set()
+    for label, groups in _strata(records, seed).items():
+        size = sum(len(group) for group in groups)
+        chosen: list[str] = []
+        for group in groups:
+            if len(chosen) + len(group) <= count:
+                chosen += group
+        if size <= count or len(chosen) < count:
+            raise UserError(
+                f"class {label!r} has {size} usable images, and {count} per class for the test "
+                f"set leave too few; allowed: fewer than the smallest class; set --test-per-class"
+            )
+        taken.update(chosen)
+    return taken
+
+
+def _strata(records: Sequence["Record"], seed: int) -> dict[str, list[list[str]]]:
+    """Class -> the keys of each patient, in hash order. A patient of several classes counts for
+    the rarest of them, so that rare classes are shared out evenly."""
+    counts = Counter(label for record in records for label in record.labels)
+    patients: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        patients[record.patient or f"sample {record.key}"].append(record)
+    strata: dict[str, list[list[str]]] = defaultdict(list)
+    for patient in sorted(patients, key=lambda name: rank(seed, "split", name)):
+        group = patients[patient]
+        labels = {label for record in group for label in record.labels}
+        rarest = min(labels, key=lambda label: (counts[label], label), default="")
+        strata[rarest].append(sorted(record.key for record in group))
+    return dict(sorted(strata.items()))
+
+
+def shared_patients(records: Iterable["Record"], splits: Mapping[str, str]) -> set[str]:
+    """Patients with samples in more than one split: only lists given from outside cause them."""
+    first: dict[str, str] = {}
+    shared = set()
+    for record in records:
+        split = splits.get(record.key)
+        if split and record.patient and first.setdefault(record.patient, split) != split:
+            shared.add(record.patient)
+    return shared

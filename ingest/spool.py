@@ -1,0 +1,162 @@
+"""Encoded images on disk until the shards are assembled: what makes an ingest resumable.
+
+`OUT/<dataset>/.spool/`: `settings.json`, and chunks `chunk-00000.bin` (image bytes, one after the
+other) with `chunk-00000.jsonl` (one entry per image), which is written last and atomically: a chunk
+is there as a whole or not at all. Entries of rejected images are kept too, without bytes.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ingest.encode import Encoded, Rejected
+from shards.console import UserError
+from shards.writer import write_atomic
+
+FOLDER_NAME = ".spool"
+_CHUNK_IMAGES, _CHUNK_BYTES = 512, 64 * 2**20  # at most this much work is lost by a kill
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image: where its bytes lie in which chunk. problem: why it was rejected, else None."""
+
+    location: str
+    stamp: str
+    sha256: str
+    chunk: int
+    offset: int = 0
+    size: int = 0
+    extension: str = ""
+    width: int = 0
+    height: int = 0
+    pixel_sha256: str = ""
+    problem: str | None = None
+
+
+class Spool:
+    """Opened by one process at a time; `with` writes the last, short chunk when all went well."""
+
+    def __init__(self, dataset_folder: Path, settings: Mapping[str, Any]) -> None:
+        """UserError when another ingest is at work there, or began with other settings."""
+        self.folder = dataset_folder / FOLDER_NAME
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder)
+        _check_settings(self.folder, settings)
+        self.entries: dict[str, Entry] = {}
+        self._fresh: list[Entry] = []
+        self._chunk, self._size = self._load(), 0
+        self._blob = self._blob_path(self._chunk).open("wb")
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            # Ctrl-C and a source's error keep what was done; a full disk cannot.
+            if not isinstance(error, OSError):
+                self.flush()
+        finally:
+            self._blob.close()
+            self._lock.close()
+
+    def has(self, location: str, stamp: str) -> bool:
+        """Whether this image, out of this very file, was encoded before. Rejected ones are tried
+        again: the reason may have been a disk or a network that failed for a moment."""
+        entry = self.entries.get(location)
+        return entry is not None and entry.stamp == stamp and entry.problem is None
+
+    def add(self, location: str, stamp: str, outcome: Encoded | Rejected) -> None:
+        """Store one outcome; it survives a kill once its chunk is full."""
+        if isinstance(outcome, Rejected):
+            entry = Entry(location, stamp, outcome.sha256, self._chunk, problem=outcome.reason)
+        else:
+            entry = Entry(
+                location,
+                stamp,
+                outcome.sha256,
+                self._chunk,
+                self._size,
+                len(outcome.image),
+                outcome.extension,
+                outcome.width,
+                outcome.height,
+                outcome.pixel_sha256,
+            )
+            self._blob.write(outcome.image)
+            self._size += len(outcome.image)
+        self.entries[location] = entry
+        self._fresh.append(entry)
+        if len(self._fresh) >= _CHUNK_IMAGES or self._size >= _CHUNK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Finish the chunk under way and begin the next one."""
+        if not self._fresh:
+            return
+        self._blob.flush()
+        os.fsync(self._blob.fileno())
+        self._blob.close()
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._fresh)
+        write_atomic(self._blob_path(self._chunk).with_suffix(".jsonl"), lines.encode())
+        self._fresh, self._chunk, self._size = [], self._chunk + 1, 0
+        self._blob = self._blob_path(self._chunk).open("wb")
+
+    def read(self, entry: Entry) -> bytes:
+        """The encoded image of an entry; only after flush()."""
+        with self._blob_path(entry.chunk).open("rb") as file:
+            return os.pread(file.fileno(), entry.size, entry.offset)
+
+    def retain(self, locations: Collection[str]) -> None:
+        """Forget the entries of images that are no longer in the source."""
+        self.entries = {name: e for name, e in self.entries.items() if name in locations}
+
+    def _blob_path(self, chunk: int) -> Path:
+        return self.folder / f"chunk-{chunk:05d}.bin"
+
+    def _load(self) -> int:
+        """Read the entries of all finished chunks; returns the number of the next chunk."""
+        finished = sorted(self.folder.glob("chunk-*.jsonl"))
+        for path in finished:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                entry = Entry(**json.loads(line))
+                self.entries[entry.location] = entry
+        return int(finished[-1].stem.removeprefix("chunk-")) + 1 if finished else 0
+
+
+def _lock(folder: Path) -> Any:
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"another ingest is writing to {folder.parent}; wait for it, or name another --out"
+        ) from None
+    return file
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    path = folder / "settings.json"
+    if not path.exists():
+        write_atomic(path, json.dumps(dict(settings), sort_keys=True).encode())
+        return
+    begun = json.loads(path.read_bytes())
+    if begun != dict(settings):
+        raise UserError(
+            f"{folder.parent} was begun with other settings: {differences(begun, settings)}; "
+            f"use the same settings to go on, or remove {folder} to begin again"
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The settings that differ, as `name: old, now new`."""
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return "; ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in names)

@@ -1,0 +1,111 @@
+"""One input of an archive, and the limits that every kind of archive keeps."""
+
+import bz2
+import errno
+import gzip
+import lzma
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import BinaryIO, TypeVar, cast
+
+from shards.sample import make_key
+
+MAX_MEMBER_BYTES = 256 << 20
+# Deflate reaches 1032:1 on zeros; archives of radiographs stay near 1:1.
+MAX_EXPANSION = 100
+_SHARD_SUFFIXES = frozenset((".lab", ".json", ".idx"))  # what lies beside the images
+_TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".xls", ".xlsx", ".parquet", ".npy", ".npz"))
+_TEXT_SUFFIXES = frozenset(
+    (".txt", ".md", ".rst", ".pdf", ".html", ".xml", ".yaml", ".yml", ".log")
+)
+_FILE_SUFFIXES = frozenset((".db", ".ini", ".py", ".sha256", ".md5"))
+OTHER_SUFFIXES = _SHARD_SUFFIXES | _TABLE_SUFFIXES | _TEXT_SUFFIXES | _FILE_SUFFIXES
+_T = TypeVar("_T")
+
+
+class BadMember(Exception):
+    """This member cannot be read, the others can; the message is the reason."""
+
+
+class ArchiveDamaged(Exception):
+    """Nothing more can be read from this archive; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One input. name: a label; key: of its sample; read: its bytes (BadMember), callable only
+    until the next entry is asked for."""
+
+    name: str
+    key: str
+    read: Callable[[], bytes]
+
+
+class Budget:
+    """How many bytes an archive may still expand to."""
+
+    def __init__(self, compressed: int) -> None:
+        self.left = MAX_MEMBER_BYTES + MAX_EXPANSION * compressed
+
+    def spend(self, count: int) -> None:
+        """ArchiveDamaged when the archive has given more than it may."""
+        self.left -= count
+        if self.left < 0:
+            raise ArchiveDamaged(f"it expands to more than {MAX_EXPANSION} times its size")
+
+
+def is_input(name: str) -> bool:
+    """Whether a member is to be scored: unknown extensions are, hidden files and tables are not."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
+    return not (hidden or "__MACOSX" in path.parts or path.suffix.lower() in OTHER_SUFFIXES)
+
+
+def label(name: str) -> str:
+    """A name as text that is valid UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def make_entry(name: str, read: Callable[[], bytes]) -> Entry:
+    """An entry under the key that ingest gives such a file name too."""
+    return Entry(label(name), make_key(PurePosixPath(name).stem), read)
+
+
+def refused_entry(name: str, reason: str) -> Entry:
+    """An entry that cannot be read."""
+
+    def read() -> bytes:
+        raise BadMember(reason)
+
+    return make_entry(name, read)
+
+
+def too_large(size: int) -> str:
+    """The reason for refusing a member of this size."""
+    return f"{size} bytes, over the limit of {MAX_MEMBER_BYTES} for one file"
+
+
+def opener_of(head: bytes) -> Callable[[BinaryIO], BinaryIO] | None:
+    """What decompresses a file that begins like this; None when nothing here does."""
+    if head.startswith(b"\x1f\x8b"):
+        return lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    if head.startswith(b"BZh"):
+        return lambda file: cast(BinaryIO, bz2.BZ2File(file))
+    if head.startswith(b"\xfd7zXZ\x00"):
+        return lambda file: cast(BinaryIO, lzma.LZMAFile(file))
+    return None
+
+
+def guarded(step: Callable[[], _T], failure: type[Exception]) -> _T:
+    """Run one step over a stranger's archive; what its damage raises becomes `failure`."""
+    try:
+        return step()
+    except (ArchiveDamaged, BadMember, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the file's start
+            raise  # the disk's fault, not the archive's
+        raise failure(str(error)) from error
+    except Exception as error:  # the standard library's parsers raise many kinds on damaged bytes
+        raise failure(str(error) or type(error).__name__) from error

@@ -1,0 +1,87 @@
+"""What an exported model says of itself: the `cxrstack.*` entries of its metadata_props.
+
+Every value is JSON. `python -m serve export` writes them with `to_metadata`; scoring reads them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from shards import preprocess
+from shards.console import UserError
+
+PREFIX = "cxrstack."
+INPUT_NAME = "images"  # uint8 (N, 1, S, S)
+LOGITS_NAME = "logits"  # float32 (N, L)
+PROBABILITIES_NAME = "probabilities"  # float32 (N, L), sigmoid per class
+MAX_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """labels: in the order of the outputs; exclusive: exactly one of them holds; size: S of the
+    input; shorter_side: pixels that the data set's images were reduced to (None: not reduced);
+    synthetic: trained on made-up radiographs only."""
+
+    architecture: str
+    labels: tuple[str, ...]
+    exclusive: bool
+    size: int
+    shorter_side: int | None
+    preprocessing_version: int
+    dataset: str
+    manifest_hash: str
+    recipe: str
+    stage: str
+    synthetic: bool
+    weights_sha256: str
+    run: str
+    licence: str
+    intended_use: str
+    created_by: str
+
+
+def to_metadata(info: ModelInfo) -> dict[str, str]:
+    """The entries for `metadata_props`: key with PREFIX -> JSON."""
+    return {PREFIX + name: json.dumps(value) for name, value in asdict(info).items()}
+
+
+def from_metadata(entries: Mapping[str, str], model: str) -> ModelInfo:
+    """Inverse of to_metadata; `model` names the file in messages. UserError when it is not ours."""
+    names = [field.name for field in fields(ModelInfo)]
+    if not any(key.startswith(PREFIX) for key in entries):
+        raise UserError(
+            f"{model} has no {PREFIX}* metadata, so its labels and preprocessing are not known; "
+            "export a run with: python -m serve export --run RUN --out MODEL.onnx"
+        )
+    missing = [PREFIX + name for name in names if PREFIX + name not in entries]
+    if missing:
+        raise UserError(f"{model} lacks the metadata {', '.join(missing)}; export the run again")
+    try:
+        raw = {name: json.loads(entries[PREFIX + name]) for name in names}
+    except ValueError as error:
+        raise UserError(f"{model} has damaged metadata ({error}); export the run again") from error
+    problem = _problem(raw)
+    if problem:
+        raise UserError(f"{model}: {problem}; export the run again")
+    return ModelInfo(**{**raw, "labels": tuple(raw["labels"])})
+
+
+def _problem(raw: dict[str, Any]) -> str | None:
+    labels, size, shorter_side = raw["labels"], raw["size"], raw["shorter_side"]
+    if not isinstance(labels, list) or not all(isinstance(x, str) and x for x in labels):
+        return f"labels must be a list of names, found {labels!r}"
+    if not labels or len(set(labels)) != len(labels):
+        return f"labels must be at least one and different, found {labels!r}"
+    if type(size) is not int or not 1 <= size <= MAX_SIZE:  # True is an int too
+        return f"size must be 1 to {MAX_SIZE} pixels, found {size!r}"
+    if shorter_side is not None and (type(shorter_side) is not int or shorter_side < 1):
+        return f"shorter_side must be null or at least 1 pixel, found {shorter_side!r}"
+    if raw["preprocessing_version"] != preprocess.VERSION:
+        found = raw["preprocessing_version"]
+        return f"preprocessing version {found!r}, this program computes {preprocess.VERSION}"
+    for name in ("exclusive", "synthetic"):
+        if not isinstance(raw[name], bool):
+            return f"{name} must be true or false, found {raw[name]!r}"
+    return None

@@ -1,0 +1,120 @@
+"""ONNX Runtime sessions on the processor that was asked for, or an error: never a quiet fallback.
+
+ONNX Runtime runs on the CPU when a GPU's libraries do not load and only logs it; here that is a
+UserError, except under `auto`, which says aloud what it took.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+
+from serve.model_info import INPUT_NAME, PROBABILITIES_NAME, ModelInfo, from_metadata
+from shards.console import UserError, warn
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+# The default, EXHAUSTIVE, tries every convolution algorithm anew for each shape of input.
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def create_session(
+    model_path: Path, provider: Provider, threads: int
+) -> onnxruntime.InferenceSession:
+    """A session whose first provider is the one asked for; threads: for the operators on the CPU.
+
+    `auto` is CUDA where it works, else the CPU. UserError when the file is no ONNX model or when
+    the provider is not there.
+    """
+    if not model_path.is_file():
+        raise UserError(f"no model at {model_path}; make it with: python -m serve export")
+    if provider != "auto":
+        return _create(model_path, provider, threads)
+    if _NAMES["cuda"] in onnxruntime.get_available_providers():
+        try:
+            return _create(model_path, "cuda", threads)
+        except UserError as error:
+            warn(f"{error}; going on with the CPU, as --provider auto allows")
+    return _create(model_path, "cpu", threads)
+
+
+def provider_of(session: onnxruntime.InferenceSession) -> str:
+    """The provider that a session runs on, by our name."""
+    first = session.get_providers()[0]
+    return next((ours for ours, theirs in _NAMES.items() if theirs == first), first)
+
+
+def read_model_info(session: onnxruntime.InferenceSession, model: str) -> ModelInfo:
+    """The model's metadata, checked against its inputs and outputs. UserError when they differ."""
+    info = from_metadata(session.get_modelmeta().custom_metadata_map, model)
+    inputs = {node.name: (node.type, node.shape) for node in session.get_inputs()}
+    outputs = {node.name: node.shape for node in session.get_outputs()}
+    if set(inputs) != {INPUT_NAME} or inputs[INPUT_NAME][0] != "tensor(uint8)":
+        raise UserError(f"{model}: expected one uint8 input {INPUT_NAME!r}, found {inputs}")
+    shape = inputs[INPUT_NAME][1]
+    if len(shape) != 4 or shape[1:] != [1, info.size, info.size] or isinstance(shape[0], int):
+        raise UserError(f"{model}: expected input (N, 1, {info.size}, {info.size}), found {shape}")
+    found = outputs.get(PROBABILITIES_NAME)
+    if found is None or len(found) != 2 or found[1] != len(info.labels):
+        wanted = f"{PROBABILITIES_NAME!r} (N, {len(info.labels)})"
+        raise UserError(f"{model}: expected the output {wanted}, found {outputs}")
+    return info
+
+
+def probabilities(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """images: (N, 1, S, S) uint8 -> (N, L) float32."""
+    (found,) = session.run([PROBABILITIES_NAME], {INPUT_NAME: images})
+    return np.asarray(found, np.float32)
+
+
+def _create(model_path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
+    wanted = _NAMES[provider]
+    available = onnxruntime.get_available_providers()
+    if wanted not in available:
+        raise UserError(
+            f"the provider {provider} needs {wanted}, which this onnxruntime lacks (it has: "
+            f"{', '.join(available)}); install onnxruntime-gpu or use --provider cpu"
+        )
+    if provider != "cpu" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; what matters of the warnings is checked below
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model_path), options, providers=_provider_list(provider), enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise _session_error(model_path, provider, error) from error
+    if session.get_providers()[0] != wanted:
+        raise UserError(
+            f"the provider {provider} was asked for, but {wanted} did not load (this session has: "
+            f"{', '.join(session.get_providers())}); check the driver and the CUDA and cuDNN "
+            "libraries, or use --provider cpu"
+        )
+    return session
+
+
+def _provider_list(provider: str) -> list[Any]:
+    cuda = (_NAMES["cuda"], _CUDA_OPTIONS)
+    if provider == "cpu":
+        return [_NAMES["cpu"]]
+    if provider == "cuda":
+        return [cuda, _NAMES["cpu"]]
+    return [_NAMES["tensorrt"], cuda, _NAMES["cpu"]]
+
+
+def _session_error(model_path: Path, provider: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    unreadable = {"InvalidProtobuf", "InvalidGraph", "NoModel", "InvalidArgument", "NoSuchFile"}
+    if type(error).__name__ in unreadable or provider == "cpu":
+        return UserError(
+            f"{model_path} is not an ONNX model that this onnxruntime can load ({reason}); "
+            "make it with: python -m serve export"
+        )
+    return UserError(f"the provider {provider} does not start ({reason}); or use --provider cpu")

@@ -1,0 +1,46 @@
+"""Fixtures that every room's tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ingest.run import IngestConfig, ingest
+from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
+from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from ingest.synthetic import write_chestxray14, write_covid_radiography
+
+CLASS_FOLDERS = ("COVID-19", "NORMAL", "Viral Pneumonia")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real radiographs; the test skips where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CXRSTACK_SHARED_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no real radiographs: no folder {folder} (CXRSTACK_SHARED_DATA names another)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small synthetic data sets as published: `chestxray14/` and `covid-radiography/`."""
+    raw = tmp_path_factory.mktemp("raw")
+    write_chestxray14(raw / "chestxray14", images=48, seed=0, size=160, archives=2)
+    per_class = dict.fromkeys(CLASS_FOLDERS, 12)
+    write_covid_radiography(raw / "covid-radiography", per_class=per_class, seed=0, size=160)
+    return raw
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both synthetic sets as shards, shorter side 128: `<folder>/chestxray14`,
+    `<folder>/covid-radiography`. Read only."""
+    out = tmp_path_factory.mktemp("shards")
+    config = IngestConfig(out, shorter_side=128, workers=2, progress=False)
+    ingest(ChestXray14(ChestXray14Config(tiny_raw / "chestxray14")), config)
+    covid = tiny_raw / "covid-radiography"
+    covid_config = CovidRadiographyConfig(covid, test_per_class=3, exclude=covid / "exclude.txt")
+    ingest(CovidRadiography(covid_config), config)
+    return out

@@ -1,0 +1,271 @@
+"""Every kind of archive gives the same inputs; what is hostile or damaged is refused, and said."""
+
+import gzip
+import io
+import os
+import random
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve import archives, entries, tars
+from serve.archives import Archive, find_archives, identify
+from serve.entries import ArchiveDamaged, BadMember, is_input
+from shards.console import UserError
+from shards.sample import KEY_PATTERN
+
+MEMBERS = {
+    "images/00000001_000.png": b"one",
+    "images/sub.dir/00000002 (1).png": b"two",
+    "images/zz": b"three",
+}
+SKIPPED = {"images/list.csv": b"a,b", "__MACOSX/images/x.png": b"junk", ".hidden.png": b"junk"}
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(data), kind, "/etc/passwd"
+    tar.addfile(info, io.BytesIO(data))
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items():
+            add(tar, name, data)
+    return path
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_folder(path: Path, members: dict[str, bytes]) -> Path:
+    for name, data in members.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+WRITERS = {
+    "a.tar": write_tar,
+    "a.tar.gz": lambda path, members: write_tar(path, members, "w:gz"),
+    "a.tar.bz2": lambda path, members: write_tar(path, members, "w:bz2"),
+    "a.tar.xz": lambda path, members: write_tar(path, members, "w:xz"),
+    "a.zip": write_zip,
+    "a": write_folder,
+}
+
+
+def only(path: Path) -> Archive:
+    (archive,) = find_archives([path])
+    return archive
+
+
+def contents(archive: Archive) -> list[tuple[str, str, bytes | str]]:
+    found: list[tuple[str, str, bytes | str]] = []
+    for entry in archive.entries():
+        try:
+            found.append((entry.name, entry.key, entry.read()))
+        except BadMember as error:
+            found.append((entry.name, entry.key, str(error)))
+    return found
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_gives_the_same_inputs(tmp_path, name):
+    archive = only(WRITERS[name](tmp_path / name, MEMBERS | SKIPPED))
+    found = contents(archive)
+    assert [(name, data) for name, _, data in found] == list(MEMBERS.items())
+    assert [key for _, key, _ in found][::2] == ["00000001_000", "zz"]
+    assert all(KEY_PATTERN.fullmatch(key) for _, key, _ in found)
+    assert archive.skipped == {"other files": 3}
+
+
+def test_a_shard_gives_its_samples_keys(tiny_shards):
+    shard = sorted((tiny_shards / "covid-radiography").rglob("*.tar"))[0]
+    found = contents(only(shard))
+    with tarfile.open(shard) as tar:
+        expected = [n.split(".")[0] for n in tar.getnames() if n.endswith(".jph")]
+    assert [key for _, key, _ in found] == expected
+
+
+def test_archives_in_a_folder_are_archives_of_their_own(tmp_path):
+    write_folder(tmp_path, {"x.png": b"x", "manifest.json": b"{}"})
+    (tmp_path / "train").mkdir()
+    write_tar(tmp_path / "train/t.tar", MEMBERS)
+    found = find_archives([tmp_path])
+    assert [archive.kind for archive in found] == ["tar", "folder"]
+    assert [name for name, _, _ in contents(found[1])] == ["x.png"]
+
+
+def test_a_single_image(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"x")
+    assert contents(only(tmp_path / "x.png")) == [("x.png", "x", b"x")]
+
+
+def test_requests_that_cannot_be_met(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_tar(tmp_path / "a.tar", MEMBERS)
+    for paths, message in [
+        ([tmp_path / "none"], "no archive at"),
+        ([tmp_path / "empty"], "no image"),
+        ([tmp_path / "a.tar", tmp_path / "empty/../a.tar"], "more than once"),
+        ([], "no archive named"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            find_archives(paths)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_links_and_devices_are_left_out_and_counted(tmp_path, name):
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as tar:
+        add(tar, "images", kind=tarfile.DIRTYPE)
+        add(tar, "link.png", kind=tarfile.SYMTYPE)
+        add(tar, "hard.png", kind=tarfile.LNKTYPE)
+        add(tar, "device.png", kind=tarfile.CHRTYPE)
+        add(tar, "real.png", b"real")
+    archive = only(tmp_path / name)
+    assert [name for name, _, _ in contents(archive)] == ["real.png"]
+    assert archive.skipped == {"links": 3}
+
+
+def test_links_in_folders_and_zips_are_not_followed(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = write_folder(tmp_path / "f", {"real.png": b"real"})
+    os.symlink(tmp_path / "secret", folder / "link.png")
+    os.symlink(tmp_path, folder / "loop")
+    archive = only(folder)
+    assert [name for name, _, _ in contents(archive)] == ["real.png"]
+    assert archive.skipped == {"links": 2}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        info = zipfile.ZipInfo("link.png")
+        info.external_attr = 0o120777 << 16
+        packed.writestr(info, "/etc/passwd")
+    archive = only(tmp_path / "a.zip")
+    assert contents(archive) == []
+    assert archive.skipped == {"links": 1}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
+def test_names_that_leave_the_archive_are_labels(tmp_path, name):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    hostile = {"../../evil.png": b"1", "/etc/evil.png": b"2", "a\\..\\b.png": b"3", "..": b"4"}
+    found = contents(only(WRITERS[name](folder / name, hostile)))
+    assert len(found) == 4
+    assert all(KEY_PATTERN.fullmatch(key) for _, key, _ in found)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted(["in", name])
+
+
+def test_names_that_are_no_utf8_become_valid_text(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "r\udcf6ntgen.png", b"x")
+    ((name, key, _),) = contents(only(tmp_path / "a.tar"))
+    assert name.encode() == b"r\\udcf6ntgen.png"
+    assert KEY_PATTERN.fullmatch(key)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_member_over_the_limit_is_refused_alone(tmp_path, name, monkeypatch):
+    for module in (archives, entries, tars):
+        monkeypatch.setattr(module, "MAX_MEMBER_BYTES", 1000)
+    path = WRITERS[name](tmp_path / name, {"a.png": b"a", "b.png": bytes(1001), "c.png": b"c"})
+    found = [data for _, _, data in contents(only(path))]
+    assert found == [b"a", "1001 bytes, over the limit of 1000 for one file", b"c"]
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz", "a.zip"])
+def test_a_bomb_is_stopped(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(entries, "MAX_MEMBER_BYTES", 1 << 16)
+    path = WRITERS[name](tmp_path / name, {f"{i}.png": bytes(1 << 20) for i in range(8)})
+    with pytest.raises(ArchiveDamaged, match="expands to more than"):
+        contents(only(path))
+
+
+def test_a_huge_header_is_not_read(tmp_path):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 32
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 16))
+    with pytest.raises(ArchiveDamaged, match="header of 4294967296 bytes"):
+        contents(only(tmp_path / "a.tar.gz"))
+
+
+def read_until_damage(path: Path) -> tuple[list[bytes | str], str | None]:
+    found: list[bytes | str] = []
+    try:
+        for entry in only(path).entries():
+            try:
+                found.append(entry.read())
+            except BadMember as error:
+                found.append(str(error))
+    except ArchiveDamaged as error:
+        return found, str(error)
+    return found, None
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.tar.bz2"])
+def test_every_cut_gives_the_members_before_it_and_is_told(tmp_path, name):
+    rng = random.Random(0)
+    members = {f"{i}.png": rng.randbytes(700) for i in range(6)}
+    whole = WRITERS[name](tmp_path / name, members).read_bytes()
+    end = len(whole) if name != "a.tar" else 6 * (512 + 1024)  # what follows is the end mark
+    for length in sorted(rng.sample(range(end), 60)):
+        (tmp_path / name).write_bytes(whole[:length])
+        found, damage = read_until_damage(tmp_path / name)
+        assert damage is not None, length
+        assert found == list(members.values())[: len(found)]
+        if name == "a.tar":
+            assert len(found) == length // (512 + 1024) or length % 1536 >= 512 + 700
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.zip"])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_flipped_bytes_never_escape(tmp_path_factory, name, seed):
+    """Whatever is damaged: the entries, then perhaps ArchiveDamaged; no other exception."""
+    rng = random.Random(seed)
+    path = tmp_path_factory.mktemp("flip") / name
+    WRITERS[name](path, {f"{i}.png": rng.randbytes(50) for i in range(4)})
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.randrange(1, 6)):
+        data[rng.randrange(min(len(data), 4096))] = rng.randrange(256)
+    path.write_bytes(data)
+    read_until_damage(path)
+
+
+def test_a_damaged_member_of_a_zip_is_refused_alone(tmp_path):
+    path = WRITERS["a.zip"](tmp_path / "a.zip", {f"{i}.png": b"%d" % i * 50 for i in range(3)})
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as packed:
+        offset = packed.infolist()[1].header_offset
+    data[offset + 30 + 5] ^= 0xFF
+    path.write_bytes(data)
+    found = [data for _, _, data in contents(only(path))]
+    assert found[0] == b"0" * 50
+    assert found[2] == b"2" * 50
+    assert isinstance(found[1], str)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_identity_tells_archives_apart_and_ignores_times(tmp_path, name):
+    path = WRITERS[name](tmp_path / name, MEMBERS)
+    before = identify(only(path))
+    for file in [path, *path.rglob("*")]:
+        os.utime(file, (0, 0))
+    assert identify(only(path)) == before
+    other = MEMBERS | {"images/zz": b"threee"}
+    assert identify(only(WRITERS[name](tmp_path / name, other))) != before
+
+
+@given(st.lists(st.sampled_from(["a", "..", ".git", "__MACOSX", "b.PNG", "c.Csv"]), min_size=1))
+def test_inputs_by_name(parts):
+    expected = not {".git", "__MACOSX"} & set(parts) and parts[-1] != "c.Csv"
+    assert is_input("/".join(parts)) == expected

@@ -1,0 +1,107 @@
+"""ingest.sources.covid_radiography: three published layouts, patients, exclusions."""
+
+from pathlib import Path
+
+import pytest
+
+from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from shards.console import UserError
+
+
+def fill(root: Path, names: list[str]) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"image")
+    return root
+
+
+FIRST = [
+    "COVID-19/COVID-19 (1).png",
+    "COVID-19.metadata.xlsx",
+    "NORMAL/IM-0115-0001.jpeg",
+    "NORMAL/NORMAL2-IM-1274-0001.jpeg",
+    "NORMAL/NORMAL2-IM-0983-0001-0002.jpeg",
+    "Viral Pneumonia/person1_virus_6 (1).jpeg",
+    "Viral Pneumonia/.DS_Store",
+]
+
+
+def records(src: Path, **options):
+    source = CovidRadiography(CovidRadiographyConfig(src, **options))
+    found = source.records()
+    assert [image.location for image in source.images()] == [r.location for r in found]
+    assert len({r.key for r in found}) == len(found)
+    return {r.location: r for r in found}
+
+
+def test_first_version(tmp_path: Path):
+    found = records(fill(tmp_path, FIRST))
+    assert {name: r.labels for name, r in found.items()} == {
+        "COVID-19/COVID-19 (1).png": ("COVID-19",),
+        "NORMAL/IM-0115-0001.jpeg": ("Normal",),
+        "NORMAL/NORMAL2-IM-1274-0001.jpeg": ("Normal",),
+        "NORMAL/NORMAL2-IM-0983-0001-0002.jpeg": ("Normal",),
+        "Viral Pneumonia/person1_virus_6 (1).jpeg": ("Viral Pneumonia",),
+    }
+    patients = [r.patient for r in found.values()]
+    assert patients == [
+        None,
+        "covid-radiography:IM-0115",
+        "covid-radiography:NORMAL2-IM-0983",
+        "covid-radiography:NORMAL2-IM-1274",
+        "covid-radiography:person1",
+    ]
+
+
+def test_one_folder_around_it(tmp_path: Path):
+    fill(tmp_path / "COVID-19 Radiography Database", FIRST)
+    assert "COVID-19/COVID-19 (1).png" in records(tmp_path)
+
+
+def test_version_of_2021(tmp_path: Path):
+    names = [
+        f"{folder}/{part}/{folder}-1.png"
+        for folder in ("COVID", "Normal", "Viral Pneumonia", "Lung_Opacity")
+        for part in ("images", "masks")
+    ]
+    found = records(fill(tmp_path / "COVID-19_Radiography_Dataset", names).parent)
+    assert len(found) == 4
+    assert found["COVID/images/COVID-1.png"].labels == ("COVID-19",)
+    assert "not in the vocabulary" in (
+        found["Lung_Opacity/images/Lung_Opacity-1.png"].excluded or ""
+    )
+
+
+def test_exclusions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fill(tmp_path / "db", FIRST)
+    listed = tmp_path / "exclude.txt"
+    listed.write_text("db/COVID-19/COVID-19 (1).png\n\nNORMAL/IM-0115-0001.jpeg\nNORMAL/typo.png\n")
+    found = records(tmp_path, exclude=listed)
+    assert [name for name, r in found.items() if r.excluded] == [
+        "COVID-19/COVID-19 (1).png",
+        "NORMAL/IM-0115-0001.jpeg",
+    ]
+    assert "1 names" in capsys.readouterr().err
+
+
+def test_wrong_folders(tmp_path: Path):
+    with pytest.raises(UserError, match="no folder"):
+        records(tmp_path / "nowhere")
+    fill(tmp_path, ["COVID/1.png", "Normal/1.png"])
+    with pytest.raises(UserError, match=r"expected COVID-19 .* found: COVID, Normal"):
+        records(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["test_per_class", "cap_per_class"])
+def test_numbers_below_one(tmp_path: Path, option: str):
+    fill(tmp_path, FIRST)
+    with pytest.raises(UserError, match="at least 1"):
+        records(tmp_path, **{option: 0})
+
+
+def test_real_names_carry_the_patient(shared_data: Path):
+    found = records(shared_data / "covid-radiography")
+    assert len(found) == 228
+    known = [r for r in found.values() if r.labels != ("COVID-19",)]
+    assert len(known) == 150
+    assert all(r.patient for r in known)

@@ -1,0 +1,292 @@
+"""Metrics against published numbers and plain loops."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from serve.confusion import confusion_matrix, count
+from serve.evaluate import EvaluateConfig, evaluate, measure, write_metrics, write_pictures
+from serve.intervals import Z95, auroc, average_precision, midranks, roc_points, wilson
+from serve.predictions import Joined
+from shards.console import UserError
+
+LABELS = ("Normal", "Viral Pneumonia", "COVID-19")
+
+
+@st.composite
+def scored(draw, both_kinds=True):
+    """Scores from few values, so that ties are frequent, and truth of both kinds."""
+    n = draw(st.integers(2, 24))
+    scores = np.array(draw(st.lists(st.integers(0, 6), min_size=n, max_size=n))) / 6
+    truth = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    if both_kinds:
+        truth[0], truth[-1] = True, False
+    return scores, truth
+
+
+def pair_table(scores, truth):
+    """psi[i, j]: 1 where positive i is above negative j, half where they tie."""
+    psi = np.zeros((truth.sum(), (~truth).sum()))
+    for i, positive in enumerate(scores[truth]):
+        for j, negative in enumerate(scores[~truth]):
+            psi[i, j] = 1.0 if positive > negative else 0.5 if positive == negative else 0.0
+    return psi
+
+
+def slow_delong_variance(psi):
+    """DeLong, DeLong and Clarke-Pearson 1988, by its structural components, one at a time."""
+    m, n = psi.shape
+    area = psi.sum() / (m * n)
+    s10 = sum((psi[i].sum() / n - area) ** 2 for i in range(m)) / (m - 1)
+    s01 = sum((psi[:, j].sum() / m - area) ** 2 for j in range(n)) / (n - 1)
+    return s10 / m + s01 / n
+
+
+def slow_average_precision(scores, truth):
+    total, recall_before = 0.0, 0.0
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        called = scores >= threshold
+        recall = (called & truth).sum() / truth.sum()
+        total += (recall - recall_before) * (called & truth).sum() / called.sum()
+        recall_before = recall
+    return total
+
+
+@given(scored())
+def test_auroc_equals_pair_counting_and_delong(case):
+    scores, truth = case
+    psi = pair_table(scores, truth)
+    found = auroc(scores, truth)
+    assert found is not None
+    assert found.value == pytest.approx(psi.mean(), abs=1e-12)
+    assert found.value == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+    if min(psi.shape) > 1:
+        half = Z95 * math.sqrt(slow_delong_variance(psi))
+        if half > 1e-9:
+            assert found.low == pytest.approx(max(0, psi.mean() - half), abs=1e-9)
+            assert found.high == pytest.approx(min(1, psi.mean() + half), abs=1e-9)
+        else:
+            assert found.low is None
+    else:
+        assert found.low is None
+
+
+@given(scored())
+def test_average_precision_equals_plain_loop(case):
+    scores, truth = case
+    assert average_precision(scores, truth) == pytest.approx(slow_average_precision(scores, truth))
+    assert average_precision(scores, truth) == pytest.approx(average_precision_score(truth, scores))
+
+
+@given(scored())
+def test_roc_area_is_the_auroc(case):
+    scores, truth = case
+    false, true = roc_points(scores, truth)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    found = auroc(scores, truth)
+    assert found is not None
+    assert np.trapezoid(true, false) == pytest.approx(found.value)
+
+
+@given(scored(both_kinds=False))
+def test_midranks_equal_plain_loop(case):
+    values, _ = case
+    slow = [(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values]
+    np.testing.assert_array_equal(midranks(values), slow)
+
+
+def test_one_kind_of_truth_has_no_area():
+    scores = np.array([0.1, 0.7])
+    for truth in (np.array([True, True]), np.array([False, False])):
+        assert auroc(scores, truth) is None
+        assert average_precision(scores, truth) is None
+
+
+def test_wilson_equals_published_values():
+    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.
+    for successes, total, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        found = wilson(successes, total)
+        assert found is not None
+        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(0, 0) is None
+
+
+@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_its_value_and_is_symmetric(case):
+    k, n = case
+    found, mirrored = wilson(k, n), wilson(n - k, n)
+    assert found is not None
+    assert mirrored is not None
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.low == pytest.approx(1 - mirrored.high, abs=1e-12)
+
+
+def joined(truth, probabilities, labels=LABELS, exclusive=True, **more):
+    """Scores and truth of images named image-0 and on."""
+    return Joined(
+        keys=tuple(f"image-{i}" for i in range(len(truth))),
+        labels=tuple(labels),
+        exclusive=exclusive,
+        targets=np.asarray(truth, np.int8),
+        probabilities=np.asarray(probabilities, np.float64),
+        patients=more.pop("patients", None),
+        meta={},
+        synthetic=True,
+        **more,
+    )
+
+
+def bassi_table_2():
+    """60 images of each class; one COVID-19 image is called Normal."""
+    truth = np.repeat(np.eye(3, dtype=np.int8), 60, axis=0)
+    probabilities = np.where(truth == 1, 0.9, 0.1)
+    probabilities[-1] = (0.9, 0.05, 0.2)
+    return joined(truth, probabilities)
+
+
+def test_bassi_table_2_gives_table_3():
+    found = measure(bassi_table_2())
+    assert found.confusion == [[60, 0, 0], [0, 60, 0], [1, 0, 59]]
+    assert found.accuracy.value == 179 / 180
+    table = [(c.recall.value, c.precision.value, c.f1) for c in found.classes]
+    assert [tuple(round(v, 3) for v in row) for row in table[:2]] == [(1, 0.984, 0.992), (1, 1, 1)]
+    recall, precision, f1 = table[2]
+    assert (round(recall, 3), precision) == (0.983, 1)
+    assert f1 == pytest.approx(118 / 119)  # 0.99160: the paper cuts it to 0.991
+    assert math.floor(f1 * 1000) / 1000 == 0.991
+    means = tuple(round(found.mean[name], 3) for name in ("recall", "precision", "f1"))
+    assert means == (0.994, 0.995, 0.994)
+
+
+def test_unknown_truth_errors_and_single_kinds_are_stated():
+    truth = [[1, 0, 0], [0, 1, 0], [1, -1, 0], [-1, -1, -1], [1, 1, 0]]
+    probabilities = np.array([[0.9, 0.2, 0.1]] * 5)
+    probabilities[1] = (0.2, 0.7, 0.1)
+    probabilities[4] = np.nan  # could not be scored
+    found = measure(
+        joined(
+            truth,
+            probabilities,
+            labels="ABC",
+            exclusive=False,
+            patients=("p", "q", "p", None, None),
+            unmatched_predictions=("x", "y"),
+            unmatched_labels=("z",),
+            labels_without_truth=("D",),
+            labels_without_scores=("E", "F"),
+            damaged=("a.tar: cut short",),
+        )
+    )
+    assert (found.images, found.evaluated, found.errors, found.unlabelled) == (5, 3, 1, 1)
+    assert (found.accuracy, found.confusion, found.patients) == (None, None, 2)
+    first, second, third = found.classes
+    assert (first.positives, first.negatives, first.unknown) == (2, 1, 0)
+    assert (second.positives, second.negatives, second.unknown) == (1, 1, 1)
+    assert (third.auroc, third.average_precision, third.precision) == (None, None, None)
+    assert found.omitted == (
+        "1 images could not be scored",
+        "1 images have no known label",
+        "2 scored images are not among the labels",
+        "1 images with labels have no score",
+        "scored, but without truth: D",
+        "labels without scores: E, F",
+        "the rest of a damaged archive, a.tar: cut short",
+        "A: no interval of the AUROC, DeLong's variance is zero or unknown",
+        "B: no interval of the AUROC, DeLong's variance is zero or unknown",
+        "B: 1 images with unknown truth",
+        "C: no AUROC or average precision, every image is without it",
+        "C: no precision, no image was called it",
+        "mean recall: without C",
+        "mean precision: without C",
+        "mean f1: without C",
+        "mean auroc: without C",
+        "mean average precision: without C",
+    )
+    assert found.mean["auroc"] == 1.0
+
+
+def test_exclusive_images_without_a_yes_are_unlabelled():
+    probabilities = [[0.9, 0.1], [0.8, 0.3], [0.5, 0.5]]
+    found = measure(joined([[1, 0], [0, 1], [-1, -1]], probabilities, labels="AB"))
+    assert (found.evaluated, found.unlabelled, found.accuracy.value) == (2, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "value", "message"),
+    [
+        ("probabilities", (3, 1), np.nan, "'image-3' has nan for 'Viral Pneumonia'"),
+        ("probabilities", (3, 1), 1.5, "'image-3' has 1.5 for 'Viral Pneumonia'"),
+        ("targets", (0, 2), 1, "'image-0' has several labels"),
+        ("targets", (0, 2), 7, "other values than 1, 0 and -1"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(part, place, value, message):
+    case = bassi_table_2()
+    getattr(case, part)[place] = value
+    with pytest.raises(UserError, match=message):
+        measure(case)
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(UserError, match=r"none of the 2 images .* nothing to evaluate"):
+        measure(joined(np.eye(3)[:2], np.full((2, 3), np.nan)))
+
+
+@given(scored(), scored())
+def test_counts_equal_plain_loops(one, other):
+    n = min(len(one[1]), len(other[1]))
+    truth, called = one[1][:n], other[1][:n]
+    counts = count(truth, called)
+    matrix = confusion_matrix(truth.astype(int), called.astype(int), 2)
+    assert counts.true_positive == sum(t and c for t, c in zip(truth, called)) == matrix[1, 1]
+    assert counts.false_negative == sum(t and not c for t, c in zip(truth, called)) == matrix[1, 0]
+    assert counts.false_positive == sum(c and not t for t, c in zip(truth, called)) == matrix[0, 1]
+    assert counts.true_negative == n - matrix[1].sum() - matrix[0, 1] == matrix[0, 0]
+
+
+def test_files_are_complete_json_and_pictures(tmp_path):
+    case = replace(bassi_table_2(), labels=("Normal", "$\\frac", "<script>_"))
+    found = measure(case)
+    write_pictures(found, case, tmp_path)
+    write_metrics(found, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["accuracy"]["value"] == 179 / 180
+    assert metrics["classes"][2]["f1"] == 118 / 119
+    for name in ("confusion.png", "roc.png", "histograms.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_reads_tables_and_writes_the_folder(tmp_path, capsys):
+    (tmp_path / "scores.csv").write_text("key,A,B\na,0.9,0.2\nb,0.3,0.6\nc,0.8,0.4\nd,,\n")
+    (tmp_path / "labels.csv").write_text("key,A,B\na,1,0\nb,0,1\nc,0,1\nd,1,0\n")
+    out = tmp_path / "out"
+    found = evaluate(EvaluateConfig(tmp_path / "scores.csv", tmp_path / "labels.csv", out))
+    assert (found.confusion, found.errors, found.split) == ([[1, 0], [1, 1]], 1, None)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "confusion.png",
+        "histograms.png",
+        "metrics.json",
+        "roc.png",
+    ]
+    printed = capsys.readouterr().out
+    assert "accuracy   0.6667 (95 % interval 0.2077 to 0.9385)" in printed
+    assert "left out: 1 images could not be scored" in printed
+
+
+def test_evaluation_runs_without_torch():
+    code = "import sys; sys.modules['torch'] = None; import serve.evaluate"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -1,0 +1,279 @@
+"""ingest.run end to end: the same bytes whatever the workers and the interruptions."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.run import IngestConfig, ingest
+from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
+from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from shards.codec import decode_grey
+from shards.console import RunFailed, UserError
+from shards.manifest import load_manifest
+from shards.reader import read_split
+from shards.verify import verify_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def nih(raw: Path) -> ChestXray14:
+    return ChestXray14(ChestXray14Config(raw / "chestxray14"))
+
+
+def covid(raw: Path, **options) -> CovidRadiography:
+    folder = raw / "covid-radiography"
+    options = {"test_per_class": 3, "exclude": folder / "exclude.txt"} | options
+    return CovidRadiography(CovidRadiographyConfig(folder, **options))
+
+
+def config(out: Path, **options) -> IngestConfig:
+    return IngestConfig(out, **({"shorter_side": 128, "workers": 1, "progress": False} | options))
+
+
+@pytest.fixture
+def small_raw(tiny_raw: Path, tmp_path: Path) -> Path:
+    """A copy of the raw data sets, to damage."""
+    return Path(shutil.copytree(tiny_raw, tmp_path / "raw"))
+
+
+def test_one_worker_gives_the_same_bytes_as_two(tiny_raw: Path, tiny_shards: Path, tmp_path: Path):
+    ingest(nih(tiny_raw), config(tmp_path))
+    ingest(covid(tiny_raw), config(tmp_path))
+    assert tree(tmp_path) == tree(tiny_shards)
+    assert not any(".spool" in name or ".tmp" in name for name in tree(tmp_path))
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(
+    tiny_raw: Path, tiny_shards: Path, tmp_path: Path
+):
+    script = f"""
+import os, signal
+from pathlib import Path
+from ingest import spool
+from ingest.run import IngestConfig, ingest
+from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
+spool._CHUNK_IMAGES = 7
+flush, times = spool.Spool.flush, []
+def flush_then_die(self):
+    flush(self)
+    times.append(1)
+    if len(times) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+spool.Spool.flush = flush_then_die
+source = ChestXray14(ChestXray14Config(Path({str(tiny_raw / "chestxray14")!r})))
+ingest(source, IngestConfig(Path({str(tmp_path)!r}), shorter_side=128, workers=2, progress=False))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    spool = tmp_path / "chestxray14/.spool"
+    assert len(list(spool.glob("*.jsonl"))) == 3
+    assert not (tmp_path / "chestxray14/manifest.json").exists()
+    ingest(nih(tiny_raw), config(tmp_path))
+    assert tree(tmp_path / "chestxray14") == tree(tiny_shards / "chestxray14")
+
+
+def test_a_run_that_goes_on_encodes_nothing_twice(
+    tiny_raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ingest.run.plan_shards", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ingest(nih(tiny_raw), config(tmp_path))
+    monkeypatch.undo()
+    added = []
+    monkeypatch.setattr("ingest.spool.Spool.add", lambda self, *job: added.append(job[0]))
+    ingest(nih(tiny_raw), config(tmp_path))
+    assert len(added) == 1  # the quarantined one is tried again
+
+
+def test_finished_sets_are_left_alone(tiny_raw: Path, tiny_shards: Path, tmp_path: Path):
+    before = tree(tiny_shards / "chestxray14")
+    manifest = ingest(nih(tiny_raw), config(tiny_shards, workers=2))
+    assert manifest == load_manifest(tiny_shards / "chestxray14")
+    with pytest.raises(UserError, match="seed was 0, now 1"):
+        ingest(nih(tiny_raw), config(tiny_shards, seed=1))
+    assert tree(tiny_shards / "chestxray14") == before
+
+
+def test_more_images_under_a_finished_set_are_noticed(small_raw: Path, tmp_path: Path):
+    ingest(covid(small_raw), config(tmp_path / "out"))
+    first = small_raw / "covid-radiography/NORMAL/NORMAL (1).png"
+    shutil.copy(first, first.with_name("new.png"))
+    with pytest.raises(UserError, match="with other settings: files_sha256"):
+        ingest(covid(small_raw), config(tmp_path / "out"))
+
+
+def test_planted_flaws_end_where_they_belong(tiny_shards: Path):
+    folder = tiny_shards / "covid-radiography"
+    manifest = load_manifest(folder)
+    assert manifest.excluded == {
+        "duplicate: same bytes": 1,
+        "in the exclusion list": 1,
+        "quarantined": 1,
+    }
+    (bad,) = pq.read_table(folder / "quarantine.parquet").to_pylist()
+    assert bad["member"] == "NORMAL/NORMAL (13).png"
+    assert len(bad["sha256"]) == 64
+    excluded = {row["file"]: row for row in pq.read_table(folder / "excluded.parquet").to_pylist()}
+    assert "COVID-19/COVID-19 (lateral 1).png" in excluded
+    (repeat,) = (row for row in excluded.values() if row["duplicate_of"])
+    kept = pq.read_table(folder / "samples.parquet").to_pylist()
+    assert repeat["duplicate_of"] in {row["key"] for row in kept}
+
+
+def test_splits_tables_and_lists_agree(tiny_shards: Path):
+    for name in ("chestxray14", "covid-radiography"):
+        folder = tiny_shards / name
+        manifest = load_manifest(folder)
+        rows = pq.read_table(folder / "samples.parquet").to_pylist()
+        patients: dict[str, set[str]] = {}
+        for split in manifest.splits:
+            samples = list(read_split(folder, manifest, split))
+            assert [s.key for s in samples] == [r["key"] for r in rows if r["split"] == split]
+            listed = (folder / "lists" / f"{split}.txt").read_text().splitlines()
+            assert listed == sorted(s.meta.file for s in samples)
+            patients[split] = {s.meta.patient for s in samples if s.meta.patient}
+        assert not patients["train"] & patients["val"] | patients["train"] & patients["test"]
+        assert not patients["val"] & patients["test"]
+
+
+def test_lists_give_the_same_split_again(tiny_raw: Path, tiny_shards: Path, tmp_path: Path):
+    lists = tiny_shards / "chestxray14/lists"
+    given = {f"{split}_list": lists / f"{split}.txt" for split in ("train", "val", "test")}
+    source = ChestXray14(ChestXray14Config(tiny_raw / "chestxray14", **given))
+    # The quarantined image is in no list now.
+    manifest = ingest(source, config(tmp_path))
+    assert manifest.splits == load_manifest(tiny_shards / "chestxray14").splits
+
+
+def test_small_shards(tiny_raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ingest.assemble._MEMBERS_BYTES", 200_000)
+    manifest = ingest(covid(tiny_raw), config(tmp_path, shard_mb=1))
+    assert len(manifest.of_split("train")) > 3
+    assert sum(s.samples for s in manifest.shards) == sum(
+        c.samples for c in manifest.splits.values()
+    )
+    assert not verify_dataset(tmp_path / "covid-radiography", lambda _: None)
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "keep"])
+def test_encodings(tiny_raw: Path, tmp_path: Path, encoding: str):
+    side = None if encoding == "keep" else 96
+    manifest = ingest(covid(tiny_raw), config(tmp_path, format=encoding, shorter_side=side))
+    assert manifest.shorter_side == side
+    assert manifest.image_extension == {"jpeg": "jpg", "png": "png", "keep": "png"}[encoding]
+    folder = tmp_path / "covid-radiography"
+    assert not verify_dataset(folder, lambda _: None)
+    for sample in read_split(folder, manifest, "train"):
+        assert min(decode_grey(sample.image).shape) == (side or 160)
+
+
+def test_the_mark_of_synthetic_images_goes_into_the_manifest(small_raw: Path, tmp_path: Path):
+    assert ingest(covid(small_raw), config(tmp_path / "a")).synthetic
+    (small_raw / "covid-radiography/SYNTHETIC").unlink()
+    assert not ingest(covid(small_raw), config(tmp_path / "b")).synthetic
+
+
+def test_cap(tiny_raw: Path, tmp_path: Path):
+    manifest = ingest(covid(tiny_raw, cap_per_class=8), config(tmp_path))
+    for label in manifest.labels:
+        assert sum(counts.labels[label] for counts in manifest.splits.values()) == 8
+    assert manifest.excluded["over the cap per class"] == 12
+
+
+def test_missing_images(small_raw: Path, tmp_path: Path):
+    (small_raw / "chestxray14/images_002.tar.gz").unlink()
+    with pytest.raises(UserError, match=r"24 of 48 images are missing.*--allow-missing"):
+        ingest(nih(small_raw), config(tmp_path / "out"))
+    manifest = ingest(nih(small_raw), config(tmp_path / "out", allow_missing=True))
+    assert manifest.excluded["image missing"] == 24
+
+
+def test_too_many_bad_images(small_raw: Path, tmp_path: Path):
+    for path in list((small_raw / "covid-radiography/NORMAL").iterdir())[:5]:
+        path.write_bytes(b"<html>quota exceeded</html>")
+    with pytest.raises(RunFailed, match=r"of 38 images cannot be used: not an image.*--max-bad"):
+        ingest(covid(small_raw), config(tmp_path / "out"))
+    manifest = ingest(covid(small_raw), config(tmp_path / "out", max_bad=0.5))
+    assert manifest.excluded["quarantined"] >= 5
+
+
+def test_a_damaged_archive_can_be_replaced(tiny_raw: Path, small_raw: Path, tmp_path: Path):
+    archive = small_raw / "chestxray14/images_002.tar.gz"
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"images_002\.tar\.gz is damaged"):
+        ingest(nih(small_raw), config(tmp_path / "out"))
+    archive.write_bytes(whole)
+    manifest = ingest(nih(small_raw), config(tmp_path / "out"))
+    assert sum(counts.samples for counts in manifest.splits.values()) == 47
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "--workers 0; allowed: 1"),
+        ({"shard_mb": 0}, "--shard-mb 0"),
+        ({"max_bad": 2.0}, "--max-bad"),
+        ({"shorter_side": -1}, "--shorter-side -1"),
+        ({"format": "keep"}, "drop --shorter-side 128"),
+    ],
+)
+def test_bad_options(tiny_raw: Path, tmp_path: Path, options: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        ingest(covid(tiny_raw), config(tmp_path, **options))
+
+
+def test_too_large_a_test_set_fails_before_any_work(tiny_raw: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="--test-per-class"):
+        ingest(covid(tiny_raw, test_per_class=60), config(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_command_line(tmp_path: Path):
+    drawn = run_cli(
+        "ingest",
+        "synthetic",
+        "--out",
+        tmp_path / "raw",
+        "--images",
+        12,
+        "--per-class",
+        5,
+        "--size",
+        96,
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    source = tmp_path / "raw/covid-radiography"
+    command = ("ingest", "covid-radiography", "--src", source, "--out", tmp_path / "out")
+    done = run_cli(*command, "--test-per-class", 1, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert "duplicate: same bytes" in done.stdout
+    assert load_manifest(tmp_path / "out/covid-radiography").synthetic
+    wrong = run_cli("ingest", "chestxray14", "--src", tmp_path / "none", "--out", tmp_path / "out")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: no folder")
+    assert "Traceback" not in wrong.stderr

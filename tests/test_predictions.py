@@ -1,0 +1,208 @@
+"""Scores and labels are read strictly, and brought together by key without losing count."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_archives import WRITERS
+from test_score import config, pictures
+from tiny_model import LABELS
+
+from serve.predictions import LabelTable, PredictionTable, join, read_label_table, read_predictions
+from serve.score import score
+from serve.score_folder import ScoreFolder
+from shards.console import RunFailed, UserError
+from shards.manifest import load_manifest
+from shards.reader import read_split
+
+
+def scores(keys, labels=("a", "b"), values=None, errors=None, **known) -> PredictionTable:
+    if values is None:
+        values = np.full((len(keys), len(labels)), 0.5)
+    errors = tuple(errors or [None] * len(keys))
+    return PredictionTable(tuple(keys), labels, values, errors, **known)
+
+
+def truth(keys, names=("a", "b"), labels=None, **known) -> LabelTable:
+    if labels is None:
+        labels = np.zeros((len(keys), len(names)), np.int8)
+    return LabelTable(tuple(keys), names, labels, None, {}, False, **known)
+
+
+def write(path, text: str):
+    path.write_text(text)
+    return path
+
+
+def test_a_folder_of_scores_reads_back(tmp_path):
+    members = pictures(5) | {"99999.png": b"broken"}
+    score(config(tmp_path, WRITERS["a.tar"](tmp_path / "a.tar", members)))
+    found = read_predictions(tmp_path / "out")
+    rows = ScoreFolder(tmp_path / "out").read().to_pylist()
+    assert found.keys == tuple(row["key"] for row in rows)
+    assert found.labels == LABELS
+    assert (found.exclusive, found.synthetic, found.damaged) == (True, True, ())
+    assert found.probabilities.dtype == np.float64
+    assert [list(p) for p in found.probabilities[:5]] == [
+        [row[f"prob_{name}"] for name in LABELS] for row in rows[:5]
+    ]
+    assert np.isnan(found.probabilities[5]).all()
+    assert found.errors == (None,) * 5 + ("not an image",)
+
+
+def test_the_row_for_the_rest_of_an_archive_is_no_image(tmp_path):
+    archive = WRITERS["a.tar"](tmp_path / "a.tar", pictures(3))
+    archive.write_bytes(archive.read_bytes()[:2000])
+    with pytest.raises(RunFailed):
+        score(config(tmp_path, archive))
+    found = read_predictions(tmp_path / "out")
+    assert "" not in found.keys
+    assert len(found.damaged) == 1
+
+
+def test_an_unfinished_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no scores\.json"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "prob_"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_scores_from_tables(tmp_path, prefix, suffix):
+    columns = {
+        "key": ["x", "y", "z"],
+        "view": ["PA", "AP", "PA"],
+        f"{prefix}No Finding": [0.25, 1.0, None],
+        f"{prefix}Hernia": [0.5, 0.0, None],
+    }
+    path = tmp_path / f"scores{suffix}"
+    if suffix == ".csv":
+        lines = [
+            ",".join("" if v is None else str(v) for v in row) for row in zip(*columns.values())
+        ]
+        write(path, "\n".join([",".join(columns), *lines]) + "\n")
+    else:
+        pq.write_table(pa.table(columns), path)
+    found = read_predictions(path)
+    assert found.keys == ("x", "y", "z")
+    assert found.labels == ("No Finding", "Hernia")
+    np.testing.assert_array_equal(found.probabilities, [[0.25, 0.5], [1, 0], [np.nan, np.nan]])
+    assert found.errors == (None, None, "no score")
+    assert found.exclusive is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("name,a\nx,1\n", "no column 'key'; it has: name, a"),
+        ("key\nx\n", "no column for a label"),
+        ("key,a\nx,1.5\n", "row 1, label 'a': a probability is from 0 to 1, found 1.5"),
+        ("key,a\nx,0.5\ny,high\n", "row 2, column 'a': expected a number, found 'high'"),
+        ("key,a\nx,0.5,3\n", "row 1 has 3 fields, the header 2"),
+        ("key,a\n,0.5\n", "row 1 has no key"),
+        ("key,a,a\nx,0,0\n", "the column 'a' twice"),
+    ],
+)
+def test_tables_that_are_no_scores(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read_predictions(write(tmp_path / "scores.csv", text))
+
+
+def test_files_of_other_kinds(tmp_path):
+    for name, message in [("none.csv", "no file"), ("x.xlsx", "ends in"), ("x.parquet", "Parquet")]:
+        if name.startswith("x"):
+            write(tmp_path / name, "something")
+        with pytest.raises(UserError, match=message):
+            read_predictions(tmp_path / name)
+
+
+def test_labels_from_a_table(tmp_path):
+    text = "key,patient,view,split,a,b\nx,1,PA,test,1,0\ny,1,,test,-1,\nz,2,AP,train,0,1.0\n"
+    found = read_label_table(write(tmp_path / "labels.csv", text), split="test")
+    assert found.keys == ("x", "y")
+    assert found.names == ("a", "b")
+    assert found.labels.dtype == np.int8
+    assert found.labels.tolist() == [[1, 0], [-1, -1]]
+    assert found.patients == ("1", "1")
+    assert found.meta == {"view": ("PA", None)}
+    assert not found.exclusive
+    with pytest.raises(UserError, match="no split 'val'"):
+        read_label_table(tmp_path / "labels.csv", split="val")
+    with pytest.raises(UserError, match="a label is 1, 0, or -1 or empty"):
+        read_label_table(write(tmp_path / "bad.csv", "key,a\nx,2\n"))
+
+
+def test_one_yes_in_every_row_is_exclusive(tmp_path):
+    assert read_label_table(write(tmp_path / "l.csv", "key,a,b\nx,1,0\ny,0,1\n")).exclusive
+    assert not read_label_table(write(tmp_path / "m.csv", "key,a\nx,1\ny,1\n")).exclusive
+
+
+@pytest.mark.parametrize("split", ["test", None])
+def test_labels_from_shards(tiny_shards, split):
+    folder = tiny_shards / "covid-radiography"
+    manifest = load_manifest(folder)
+    found = read_label_table(folder, split)
+    splits = [split] if split else list(manifest.splits)
+    samples = [sample for name in splits for sample in read_split(folder, manifest, name)]
+    assert found.keys == tuple(sample.key for sample in samples)
+    assert found.names == manifest.labels
+    assert (found.labels == np.stack([sample.labels for sample in samples])).all()
+    assert found.meta["source"] == tuple(sample.meta.source for sample in samples)
+    assert (found.exclusive, found.synthetic) == (True, True)
+
+
+def test_scored_shards_join_their_own_labels(tiny_shards, tmp_path):
+    folder = tiny_shards / "covid-radiography"
+    score(config(tmp_path, folder / "test"))
+    found = join(read_predictions(tmp_path / "out"), read_label_table(folder, "test"))
+    assert found.unmatched_predictions == found.unmatched_labels == ()
+    assert len(found.keys) == load_manifest(folder).splits["test"].samples
+    assert found.exclusive
+    assert found.synthetic
+
+
+keys = st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1)
+
+
+@given(keys, keys, st.randoms())
+def test_join_is_by_key(left, right, rng):
+    values = {key: rng.random() for key in left}
+    known = {key: rng.choice([-1, 0, 1]) for key in right}
+    predictions = scores(left, ("a",), np.array([[values[key]] for key in left]))
+    labels = truth(right, ("b", "a"), np.array([[9, known[key]] for key in right], np.int8))
+    if not set(left) & set(right):
+        with pytest.raises(UserError, match="no key is on both sides"):
+            join(predictions, labels)
+        return
+    found = join(predictions, labels)
+    assert found.keys == tuple(key for key in left if key in known)
+    assert found.probabilities[:, 0].tolist() == [values[key] for key in found.keys]
+    assert found.targets[:, 0].tolist() == [known[key] for key in found.keys]
+    assert set(found.unmatched_predictions) == set(left) - set(right)
+    assert set(found.unmatched_labels) == set(right) - set(left)
+    assert found.labels_without_scores == ("b",)
+
+
+def test_join_keeps_images_that_could_not_be_scored_as_nan():
+    found = join(scores("xy", errors=[None, "broken"]), truth("xy"))
+    assert np.isnan(found.probabilities[1]).all()
+    assert not np.isnan(found.probabilities[0]).any()
+
+
+def test_join_refuses_what_cannot_be_matched():
+    with pytest.raises(UserError, match="1 keys stand more than once in the predictions: x"):
+        join(scores("xx"), truth("xy"))
+    with pytest.raises(UserError, match="1 keys stand more than once in the labels: y"):
+        join(scores("xy"), truth("yy"))
+    with pytest.raises(UserError, match="no label is on both sides: the scores have a, b"):
+        join(scores("xy"), truth("xy", names=("c",)))
+
+
+def test_join_takes_exclusive_and_synthetic_from_whoever_knows():
+    assert join(scores("x", exclusive=True), truth("x")).exclusive
+    assert not join(scores("x"), truth("x")).exclusive
+    assert not join(scores("x", exclusive=True), truth("x", names=("a",))).exclusive
+    assert join(scores("x"), truth("x", synthetic=True)).synthetic
+    assert not join(scores("x"), truth("x")).synthetic

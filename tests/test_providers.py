@@ -1,0 +1,119 @@
+"""A session runs where it was asked to run, on a model that says what it is, or not at all."""
+
+import onnxruntime
+import pytest
+from tiny_model import LABELS, model_info, write_model
+
+from serve.model_info import PREFIX, from_metadata, to_metadata
+from serve.providers import create_session, provider_of, read_model_info
+from shards.console import UserError
+
+
+class FakeSession:
+    """Stands for a session whose GPU libraries did not load."""
+
+    def __init__(self, *args, **kwargs):
+        assert kwargs["enable_fallback"] == 0
+
+    def get_providers(self):
+        return ["CPUExecutionProvider"]
+
+
+def test_cpu_and_auto_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    path = write_model(tmp_path / "m.onnx")
+    for provider in ("cpu", "auto"):
+        assert provider_of(create_session(path, provider, 1)) == "cpu"
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_built_in_is_an_error(tmp_path, monkeypatch, provider):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    path = write_model(tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=f"{provider} needs .*lacks .*onnxruntime-gpu"):
+        create_session(path, provider, 1)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_does_not_load_is_an_error(tmp_path, monkeypatch, provider):
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    path = write_model(tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=f"{provider} was asked for, but .* did not load"):
+        create_session(path, provider, 1)
+
+
+def test_auto_says_that_it_takes_the_cpu(tmp_path, monkeypatch, capsys):
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    real = onnxruntime.InferenceSession
+
+    def session(path, options, providers, enable_fallback):
+        if providers == ["CPUExecutionProvider"]:
+            return real(path, options, providers=providers)
+        return FakeSession(enable_fallback=enable_fallback)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    made = create_session(write_model(tmp_path / "m.onnx"), "auto", 1)
+    assert provider_of(made) == "cpu"
+    assert "did not load" in capsys.readouterr().err
+
+
+def test_files_that_are_no_model(tmp_path):
+    with pytest.raises(UserError, match="no model at"):
+        create_session(tmp_path / "none.onnx", "cpu", 1)
+    for content in (b"", b"not a model", bytes(1000)):
+        (tmp_path / "bad.onnx").write_bytes(content)
+        with pytest.raises(UserError, match="not an ONNX model"):
+            create_session(tmp_path / "bad.onnx", "cpu", 1)
+
+
+def test_metadata_survives_the_model(tmp_path):
+    session = create_session(write_model(tmp_path / "m.onnx"), "cpu", 1)
+    assert read_model_info(session, "m.onnx") == model_info()
+
+
+def test_a_model_without_our_metadata_is_refused_with_the_way_out(tmp_path):
+    session = create_session(write_model(tmp_path / "m.onnx", metadata={}), "cpu", 1)
+    with pytest.raises(UserError, match="python -m serve export"):
+        read_model_info(session, "m.onnx")
+
+
+def test_a_model_that_contradicts_its_metadata_is_refused(tmp_path):
+    for changes, message in [
+        ({"size": 32}, "expected input"),
+        ({"labels": LABELS[:2]}, "expected the output"),
+    ]:
+        metadata = to_metadata(model_info(**changes))
+        session = create_session(write_model(tmp_path / "m.onnx", metadata=metadata), "cpu", 1)
+        with pytest.raises(UserError, match=message):
+            read_model_info(session, "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("labels", "[]"),
+        ("labels", '["a", "a"]'),
+        ("labels", "3"),
+        ("size", "0"),
+        ("size", "true"),
+        ("shorter_side", '"512"'),
+        ("preprocessing_version", "2"),
+        ("exclusive", "1"),
+        ("recipe", "not json"),
+    ],
+)
+def test_wrong_metadata_is_named(name, value):
+    with pytest.raises(UserError, match=f"m.onnx.*({name}|metadata|preprocessing)"):
+        from_metadata(to_metadata(model_info()) | {PREFIX + name: value}, "m.onnx")
+
+
+def test_missing_metadata_is_named():
+    entries = to_metadata(model_info())
+    del entries[PREFIX + "shorter_side"]
+    with pytest.raises(UserError, match=r"lacks the metadata cxrstack\.shorter_side"):
+        from_metadata(entries, "m.onnx")

@@ -1,0 +1,139 @@
+"""ingest.split: disjoint patients, every sample once, reproducible, whatever the order."""
+
+import random
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.record import Record
+from ingest.split import (
+    SplitConfig,
+    assign_splits,
+    by_fraction,
+    over_cap,
+    shared_patients,
+    take_per_class,
+)
+from shards.console import UserError
+
+LABELS = ("a", "b", "c")
+THREE = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+@st.composite
+def record_lists(draw):
+    """Records with 0 to 3 labels, of few or unknown patients, some with a given split."""
+    rows = draw(
+        st.lists(
+            st.tuples(
+                st.sets(st.sampled_from(LABELS)),
+                st.one_of(st.none(), st.integers(0, 15)),
+            ),
+            max_size=60,
+        )
+    )
+    return [
+        Record(str(i), f"k{i}", tuple(sorted(labels)), None if p is None else f"set:{p}")
+        for i, (labels, p) in enumerate(rows)
+    ]
+
+
+def one_class(counts: dict[str, int]) -> list[Record]:
+    rows = [(label, i) for label, count in counts.items() for i in range(count)]
+    return [Record(f"{label}{i}", f"{label}{i}", (label,)) for label, i in rows]
+
+
+@given(record_lists(), st.integers(0, 5))
+def test_fractions_cover_with_disjoint_patients(records, seed):
+    splits = by_fraction(records, THREE, seed)
+    assert splits.keys() == {r.key for r in records}
+    assert not shared_patients(records, splits)
+
+
+@given(record_lists(), st.integers(0, 5), st.randoms())
+def test_the_order_of_records_does_not_matter(records, seed, rng: random.Random):
+    shuffled = records.copy()
+    rng.shuffle(shuffled)
+    assert by_fraction(records, THREE, seed) == by_fraction(shuffled, THREE, seed)
+    assert over_cap(records, 3, seed) == over_cap(shuffled, 3, seed)
+
+
+@given(st.dictionaries(st.sampled_from(LABELS), st.integers(1, 200), min_size=1), st.integers(0, 9))
+def test_each_class_is_shared_out_in_proportion(counts, seed):
+    records = one_class(counts)
+    splits = by_fraction(records, THREE, seed)
+    found = Counter((r.labels[0], splits[r.key]) for r in records)
+    for label, count in counts.items():
+        for split, fraction in THREE.items():
+            assert abs(found[label, split] - count * fraction) <= 2
+    sizes = Counter(splits.values())
+    for split, fraction in THREE.items():
+        assert abs(sizes[split] - len(records) * fraction) <= 1.5
+
+
+def test_seeds_differ():
+    records = one_class({"a": 100})
+    assert by_fraction(records, THREE, 0) != by_fraction(records, THREE, 1)
+
+
+@given(st.integers(1, 29), st.integers(0, 9))
+def test_the_test_set_has_exactly_that_many_of_each_class(count, seed):
+    records = one_class({"a": 30, "b": 41, "c": 100})
+    splits = assign_splits(records, SplitConfig((0.8, 0.2, 0.0), test_per_class=count), seed)
+    found = Counter((r.labels[0], splits[r.key]) for r in records)
+    for label, size in (("a", 30), ("b", 41), ("c", 100)):
+        assert found[label, "test"] == count
+        assert abs(found[label, "train"] - 0.8 * (size - count)) <= 2
+
+
+def test_patients_stay_whole_in_the_test_set():
+    records = [
+        Record(f"{p}-{i}", f"{p}-{i}", ("a",), f"set:{p}")
+        for p in range(40)
+        for i in range(p % 4 + 1)
+    ]
+    taken = take_per_class(records, 20, 0)
+    sizes: dict[str | None, set[bool]] = defaultdict(set)
+    for record in records:
+        sizes[record.patient].add(record.key in taken)
+    assert len(taken) == 20
+    assert all(len(sides) == 1 for sides in sizes.values())
+
+
+def test_a_class_too_small_for_the_test_set():
+    with pytest.raises(UserError, match=r"'b' has 10 usable images.*--test-per-class"):
+        take_per_class(one_class({"a": 50, "b": 10}), 10, 0)
+
+
+def test_a_class_of_one_large_patient_cannot_be_cut():
+    records = [Record(str(i), str(i), ("a",), "set:1") for i in range(10)]
+    with pytest.raises(UserError, match="too few"):
+        take_per_class(records, 5, 0)
+
+
+def test_given_splits_stay_and_train_val_is_divided():
+    given_test = [Record(f"t{i}", f"t{i}", ("a",), f"set:t{i}", split="test") for i in range(25)]
+    rest = [
+        Record(f"r{i}", f"r{i}", ("a",), f"set:r{i // 2}", split="train_val") for i in range(800)
+    ]
+    splits = assign_splits(given_test + rest, SplitConfig(), 0)
+    assert {splits[r.key] for r in given_test} == {"test"}
+    sizes = Counter(splits[r.key] for r in rest)
+    assert abs(sizes["val"] - 100) <= 2  # 12.5 %
+    assert sizes["train"] + sizes["val"] == 800
+    assert not shared_patients(rest, splits)
+
+
+def test_cap_counts_each_class():
+    records = one_class({"a": 30, "b": 5})
+    over = over_cap(records, 10, 0)
+    assert len(over) == 20
+    assert all(key.startswith("a") for key in over)
+
+
+def test_shared_patients_are_found():
+    records = [Record(str(i), str(i), ("a",), "set:1") for i in range(2)]
+    assert shared_patients(records, {"0": "train", "1": "test"}) == {"set:1"}
+    assert not shared_patients(records, {"0": "train", "1": "train"})

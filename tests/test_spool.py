@@ -1,0 +1,97 @@
+"""ingest.spool: what was encoded survives, what was half written does not count."""
+
+from pathlib import Path
+
+import pytest
+
+from ingest.encode import Encoded, Rejected
+from ingest.spool import Spool
+from shards.console import UserError
+
+SETTINGS = {"format": "htj2k", "shorter_side": 512}
+
+
+def encoded(text: str) -> Encoded:
+    return Encoded(text.encode(), "jph", 3, 4, f"sha-{text}", f"pixels-{text}")
+
+
+def test_entries_survive(tmp_path: Path):
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("a", "s1", encoded("first"))
+        spool.add("b", "s1", Rejected("broken", "sha-b"))
+        spool.add("c", "s2", encoded("third"))
+    with Spool(tmp_path, SETTINGS) as spool:
+        assert spool.has("a", "s1")
+        assert spool.read(spool.entries["a"]) == b"first"
+        assert spool.read(spool.entries["c"]) == b"third"
+        assert spool.entries["b"].problem == "broken"
+        assert spool.entries["c"].width == 3
+
+
+def test_another_file_under_the_name_and_rejected_ones_are_done_again(tmp_path: Path):
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("a", "s1", encoded("old"))
+        spool.add("b", "s1", Rejected("broken", ""))
+    with Spool(tmp_path, SETTINGS) as spool:
+        assert not spool.has("a", "s2")
+        assert not spool.has("b", "s1")
+        assert not spool.has("z", "s1")
+        spool.add("a", "s2", encoded("new"))
+        spool.add("b", "s1", encoded("mended"))
+    with Spool(tmp_path, SETTINGS) as spool:
+        assert spool.read(spool.entries["a"]) == b"new"
+        assert spool.read(spool.entries["b"]) == b"mended"
+
+
+def test_chunks_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ingest.spool._CHUNK_IMAGES", 4)
+    with Spool(tmp_path, SETTINGS) as spool:
+        for i in range(10):
+            spool.add(str(i), "s", encoded(f"image {i}"))
+    assert len(list(tmp_path.glob(".spool/*.jsonl"))) == 3
+    with Spool(tmp_path, SETTINGS) as spool:
+        contents = {name: spool.read(entry) for name, entry in spool.entries.items()}
+    assert contents == {str(i): f"image {i}".encode() for i in range(10)}
+
+
+def test_a_chunk_without_its_list_does_not_count(tmp_path: Path):
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("a", "s", encoded("whole"))
+    (tmp_path / ".spool/chunk-00001.bin").write_bytes(b"half of an image")
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("b", "s", encoded("after"))
+    with Spool(tmp_path, SETTINGS) as spool:
+        assert spool.read(spool.entries["b"]) == b"after"
+        assert spool.entries.keys() == {"a", "b"}
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path: Path):
+    def stopped() -> None:
+        with Spool(tmp_path, SETTINGS) as spool:
+            spool.add("a", "s", encoded("done"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    with Spool(tmp_path, SETTINGS) as spool:
+        assert spool.has("a", "s")
+
+
+def test_other_settings_are_refused(tmp_path: Path):
+    with Spool(tmp_path, SETTINGS):
+        pass
+    with pytest.raises(UserError, match="shorter_side was 512, now 256"):
+        Spool(tmp_path, {**SETTINGS, "shorter_side": 256})
+
+
+def test_two_at_a_time_are_refused(tmp_path: Path):
+    with Spool(tmp_path, SETTINGS), pytest.raises(UserError, match="another ingest"):
+        Spool(tmp_path, SETTINGS)
+
+
+def test_images_that_went_away_are_forgotten(tmp_path: Path):
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("a", "s", encoded("1"))
+        spool.add("b", "s", encoded("2"))
+        spool.retain({"b"})
+        assert spool.entries.keys() == {"b"}

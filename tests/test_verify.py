@@ -1,0 +1,131 @@
+"""shards.verify and shards.stats: every kind of damage is named."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.console import UserError
+from shards.manifest import load_manifest, shard_path
+from shards.verify import find_datasets, unfinished, verify_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def folder(tiny_shards: Path, tmp_path: Path) -> Path:
+    """A data set to damage."""
+    return Path(shutil.copytree(tiny_shards / "covid-radiography", tmp_path / "covid-radiography"))
+
+
+def problems(folder: Path) -> str:
+    return "\n".join(verify_dataset(folder, lambda _: None))
+
+
+def first_shard(folder: Path) -> Path:
+    manifest = load_manifest(folder)
+    return shard_path(folder, manifest.of_split("train")[0])
+
+
+def test_a_sound_set_has_no_problems(folder: Path):
+    assert problems(folder) == ""
+
+
+def test_a_flipped_bit(folder: Path):
+    path = first_shard(folder)
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    assert "SHA-256" in problems(folder)
+
+
+def test_a_cut_shard(folder: Path):
+    path = first_shard(folder)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "bytes, expected" in problems(folder)
+
+
+def test_a_missing_shard_and_index(folder: Path):
+    path = first_shard(folder)
+    path.with_suffix(".idx").unlink()
+    assert ".idx is missing" in problems(folder)
+    path.unlink()
+    assert ".tar is missing" in problems(folder)
+    assert "counted as" in problems(folder)
+
+
+def test_an_index_of_another_shard(folder: Path):
+    path = first_shard(folder)
+    lines = path.with_suffix(".idx").read_text().splitlines()
+    lines[1], lines[2] = lines[2], lines[1]
+    path.with_suffix(".idx").write_text("\n".join(lines) + "\n")
+    found = problems(folder)
+    assert "hash differs" in found
+    assert "does not say where" in found
+
+
+def test_wrong_labels_are_found_inside_a_sound_tar(folder: Path):
+    raw = json.loads((folder / "manifest.json").read_text())
+    raw["labels"] = raw["labels"][:2]
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    assert "3 label bytes, expected 2" in problems(folder)
+
+
+def test_wrong_counts(folder: Path):
+    raw = json.loads((folder / "manifest.json").read_text())
+    raw["splits"]["train"]["samples"] += 1
+    raw["splits"]["val"]["labels"]["Normal"] += 1
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    found = problems(folder)
+    assert "train has" in found
+    assert "val has 2 of 'Normal', counted as 3" in found
+
+
+def test_another_image_format(folder: Path):
+    raw = json.loads((folder / "manifest.json").read_text())
+    raw["image_extension"] = "png"
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    assert "an image .jph, the manifest says png" in problems(folder)
+
+
+def test_a_sample_in_two_shards(folder: Path):
+    raw = json.loads((folder / "manifest.json").read_text())
+    raw["shards"].append(raw["shards"][0])
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    assert "the key occurs before" in problems(folder)
+
+
+def test_shards_that_the_manifest_does_not_know(folder: Path):
+    shutil.copy(first_shard(folder), folder / "train/old.tar")
+    assert "old.tar is not in the manifest" in problems(folder)
+
+
+def test_finding_data_sets(tiny_shards: Path, tmp_path: Path):
+    assert [p.name for p in find_datasets(tiny_shards)] == ["chestxray14", "covid-radiography"]
+    assert find_datasets(tiny_shards / "chestxray14") == [tiny_shards / "chestxray14"]
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        find_datasets(tmp_path)
+    (tmp_path / "begun/.spool").mkdir(parents=True)
+    assert unfinished(tmp_path) == [f"{tmp_path / 'begun'} is not finished"]
+
+
+def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shards", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_command_line(folder: Path):
+    assert run_cli("verify", folder.parent).returncode == 0
+    stats = run_cli("stats", folder)
+    assert stats.returncode == 0
+    assert "Viral Pneumonia" in stats.stdout
+    assert "of unknown patients" in stats.stdout
+    first_shard(folder).unlink()
+    broken = run_cli("verify", folder)
+    assert broken.returncode == 1
+    assert "is missing" in broken.stdout
+    assert run_cli("stats", folder).returncode == 2
+    assert run_cli("verify", folder / "nowhere").returncode == 2

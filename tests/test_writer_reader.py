@@ -1,0 +1,131 @@
+"""shards.writer and shards.reader: what is written comes back, byte for byte and every time."""
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.console import RunFailed
+from shards.index import index_tar
+from shards.manifest import load_manifest
+from shards.reader import read_index, read_labels, read_shard, read_split
+from shards.sample import Sample, SampleMeta
+from shards.writer import write_atomic, write_shard
+
+
+def sample(number: int) -> Sample:
+    rng = np.random.default_rng(number)
+    meta = SampleMeta("set", f"{number}.png", "0" * 64, 10, 20, patient=f"set:{number // 2}")
+    return Sample(
+        key=f"s{number:03d}",
+        image=rng.bytes(int(rng.integers(1, 3000))),
+        extension="png",
+        labels=rng.integers(-1, 2, 5).astype(np.int8),
+        meta=meta,
+    )
+
+
+def assert_same(one: Sample, other: Sample) -> None:
+    assert (one.key, one.image, one.extension, one.meta) == (
+        other.key,
+        other.image,
+        other.extension,
+        other.meta,
+    )
+    assert np.array_equal(one.labels, other.labels)
+
+
+def test_round_trip(tmp_path: Path):
+    samples = [sample(i) for i in range(20)]
+    info = write_shard(tmp_path / "a.tar", "train", samples)
+    back = list(read_shard(tmp_path / "a.tar"))
+    assert len(back) == 20
+    for one, other in zip(samples, back):
+        assert_same(one, other)
+    data = (tmp_path / "a.tar").read_bytes()
+    assert (info.samples, info.bytes, info.split) == (20, len(data), "train")
+    assert info.sha256 == hashlib.sha256(data).hexdigest()
+    index = (tmp_path / "a.idx").read_bytes()
+    assert info.index_sha256 == hashlib.sha256(index).hexdigest()
+
+
+def test_two_writes_are_identical(tmp_path: Path):
+    infos = [write_shard(tmp_path / f / "a.tar", "x", map(sample, range(9))) for f in ("1", "2")]
+    assert infos[0] == infos[1]
+    assert (tmp_path / "1/a.tar").read_bytes() == (tmp_path / "2/a.tar").read_bytes()
+
+
+def test_the_index_says_what_the_tar_says(tmp_path: Path):
+    write_shard(tmp_path / "a.tar", "train", map(sample, range(12)))
+    assert read_index(tmp_path / "a.tar") == index_tar(tmp_path / "a.tar")
+
+
+def test_members_are_plain_ustar(tmp_path: Path):
+    write_shard(tmp_path / "a.tar", "train", [sample(1)])
+    data = (tmp_path / "a.tar").read_bytes()
+    assert data[257:263] == b"ustar\0"
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members] == ["s001.png", "s001.lab", "s001.json"]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
+
+
+def test_nothing_appears_before_it_is_whole(tmp_path: Path):
+    def failing():
+        yield sample(1)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_shard(tmp_path / "a.tar", "train", failing())
+    assert not (tmp_path / "a.tar").exists()
+    assert not (tmp_path / "a.idx").exists()
+
+
+@pytest.mark.parametrize("key", ["a.b", "../a", "", "a b", "a" * 81])
+def test_bad_keys_are_refused(tmp_path: Path, key: str):
+    bad = Sample(key, b"x", "png", np.zeros(2, np.int8), SampleMeta("s", "f", "0", 1, 1))
+    with pytest.raises(ValueError, match="not a key"):
+        write_shard(tmp_path / "a.tar", "train", [bad])
+
+
+def test_a_stale_index_is_found(tmp_path: Path):
+    write_shard(tmp_path / "a.tar", "train", map(sample, range(5)))
+    write_shard(tmp_path / "b.tar", "train", map(sample, range(3, 8)))
+    (tmp_path / "a.idx").write_bytes((tmp_path / "b.idx").read_bytes())
+    with pytest.raises(RunFailed, match="ingest again"):
+        list(read_shard(tmp_path / "a.tar"))
+
+
+def test_a_cut_tar_is_found(tmp_path: Path):
+    write_shard(tmp_path / "a.tar", "train", map(sample, range(5)))
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[: len(data) // 2])
+    with pytest.raises(RunFailed):
+        list(read_shard(tmp_path / "a.tar"))
+
+
+def test_a_missing_index_is_named(tmp_path: Path):
+    write_shard(tmp_path / "a.tar", "train", [sample(1)])
+    (tmp_path / "a.idx").unlink()
+    with pytest.raises(RunFailed, match=r"a\.idx"):
+        list(read_shard(tmp_path / "a.tar"))
+
+
+def test_labels_without_images(tiny_shards: Path):
+    folder = tiny_shards / "chestxray14"
+    manifest = load_manifest(folder)
+    keys, labels = read_labels(folder, manifest, "train")
+    samples = list(read_split(folder, manifest, "train"))
+    assert keys == [s.key for s in samples]
+    assert np.array_equal(labels, np.stack([s.labels for s in samples]))
+    counted = dict(zip(manifest.labels, (labels == 1).sum(0).tolist()))
+    assert counted == manifest.splits["train"].labels
+
+
+def test_write_atomic(tmp_path: Path):
+    write_atomic(tmp_path / "f", b"1")
+    write_atomic(tmp_path / "f", b"22")
+    assert (tmp_path / "f").read_bytes() == b"22"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]

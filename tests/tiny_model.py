@@ -1,0 +1,67 @@
+"""A small ONNX model for the scoring tests: grey values -> one linear layer -> sigmoid."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serve.model_info import ModelInfo, to_metadata
+
+LABELS = ("Normal", "Viral Pneumonia", "COVID-19")
+SIZE, SHORTER_SIDE = 16, 32
+
+
+def model_info(**changes) -> ModelInfo:
+    values = {
+        "architecture": "linear",
+        "labels": LABELS,
+        "exclusive": True,
+        "size": SIZE,
+        "shorter_side": SHORTER_SIDE,
+        "preprocessing_version": 1,
+        "dataset": "covid-radiography",
+        "manifest_hash": "0" * 64,
+        "recipe": "test",
+        "stage": "covid",
+        "synthetic": True,
+        "weights_sha256": "1" * 64,
+        "run": "run",
+        "licence": "none",
+        "intended_use": "tests",
+        "created_by": "tests",
+    }
+    return ModelInfo(**(values | changes))
+
+
+def weights(seed: int = 0) -> np.ndarray:
+    """(S * S, L) float32."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(SIZE * SIZE, len(LABELS))).astype(np.float32) / SIZE
+
+
+def write_model(path: Path, seed: int = 0, metadata: dict[str, str] | None = None) -> Path:
+    """uint8 `images` (N, 1, S, S) -> `logits`, `probabilities` (N, L)."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["grey", "white"], ["scaled"]),
+        helper.make_node("Flatten", ["scaled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
+    ]
+    shape = ["n", len(LABELS)]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 1, SIZE, SIZE])],
+        [helper.make_tensor_value_info(x, 1, shape) for x in ("logits", "probabilities")],
+        [
+            numpy_helper.from_array(weights(seed), "weights"),
+            numpy_helper.from_array(np.float32(255), "white"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    helper.set_model_props(model, to_metadata(model_info()) if metadata is None else metadata)
+    onnx.save(model, path)
+    return path
