@@ -1,6 +1,7 @@
 """Ours beside a peer, on the same images in the same run. Run: python -m bench QUESTION
 
 Questions: ingest, input, train, score; all. The last line of a question is one JSON object.
+And `demo`: the whole way once, on synthetic radiographs.
 """
 
 import inspect
@@ -11,6 +12,7 @@ import tyro
 
 from bench import ingest, input, score, train
 from bench.all import AllBench, measure_all
+from bench.demo import DemoConfig, demo
 from bench.result import Result, print_result
 from shards import console
 
@@ -30,12 +32,20 @@ def _all(config: Annotated[AllBench, tyro.conf.arg(name="")]) -> None:
 
 _all.__doc__ = inspect.getdoc(AllBench)
 
+
+def _demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")]) -> None:
+    demo(config)
+
+
+_demo.__doc__ = inspect.getdoc(DemoConfig)
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": _question(ingest.IngestBench, ingest.measure),
     "input": _question(input.InputBench, input.measure),
     "train": _question(train.TrainBench, train.measure),
     "score": _question(score.ScoreBench, score.measure),
     "all": _all,
+    "demo": _demo,
 }
 
 

@@ -53,7 +53,7 @@ def measure(config: IngestBench) -> Result:
         rates = interleave("ingest", {"ours": ours, "peer": peer}, config.repeats)
         what = (
             f"{raw} -> shorter side {config.shorter_side}, {config.format}, tar shards; "
-            f"{config.workers} processes; both include the start of their processes"
+            f"--workers {config.workers}; both include the start of their processes"
         )
     extension = OPENCV_ENCODINGS[config.format][0]
     hours = CHESTXRAY14_IMAGES / rates["ours"].median / 3600

@@ -58,8 +58,8 @@ def measure(config: InputBench) -> Result:
         what = (
             f"{raw} -> normalised float batches of {config.size} x {config.size}, first epoch; "
             f"ours from HTJ2K shards of shorter side {config.shorter_side} by torch's threads, the "
-            f"peer from the raw files; {config.workers} threads or processes; their start is "
-            "included in ours only"
+            f"peer from the raw files; --workers {config.workers}; the start of threads and "
+            "processes is included in ours only"
         )
     return Result(
         name="input",

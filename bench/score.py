@@ -64,7 +64,7 @@ def measure(config: ScoreBench) -> Result:
         end_to_end = interleave("score, from a tar", whole, config.repeats)
         what = (
             f"{network} at {config.size} x {config.size} with random weights, fp32, batch "
-            f"{config.batch}, model alone, {config.workers} threads, on {provider_of(session)}; "
+            f"{config.batch}, model alone, --workers {config.workers}, on {provider_of(session)}; "
             f"end to end: {raw} -> scores, ours from a tar with the start of its processes, the "
             "peer from files with its workers running"
         )

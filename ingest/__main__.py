@@ -28,6 +28,8 @@ class SyntheticConfig:
     """Images of ChestX-ray14."""
     per_class: int = 80
     """Images per class of the COVID-19 Radiography Database."""
+    covid: int | None = None
+    """Another number of images for its class COVID-19."""
     size: int = 512
     """Side of the images in pixels."""
     seed: int = 0
@@ -37,7 +39,10 @@ class SyntheticConfig:
 def write_synthetic(config: SyntheticConfig) -> None:
     """Write both raw sets."""
     classes = ("COVID-19", "NORMAL", "Viral Pneumonia")
-    total = config.images + len(classes) * config.per_class
+    per_class = dict.fromkeys(classes, config.per_class)
+    if config.covid is not None:
+        per_class["COVID-19"] = config.covid
+    total = config.images + sum(per_class.values())
     with console.progress("draw", total) as advance:
         write_chestxray14(
             config.out / "chestxray14",
@@ -48,7 +53,7 @@ def write_synthetic(config: SyntheticConfig) -> None:
         )
         write_covid_radiography(
             config.out / "covid-radiography",
-            per_class=dict.fromkeys(classes, config.per_class),
+            per_class=per_class,
             seed=config.seed,
             size=config.size,
             progress=advance,

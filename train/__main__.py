@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -49,9 +50,10 @@ def parse(name: str, arguments: list[str]) -> TrainCommand:
         flag = argument.split("=", 1)[0]
         known = {"--help", "-h", "--shards", "--run", *flags}
         if argument.startswith("--") and flag.replace("_", "-") not in known:
+            patterns = dict.fromkeys(re.sub(r"\.\d+\.", ".N.", valid) for valid in flags)
             raise UserError(
-                f"no setting {flag} in recipe {name}; there are: --shards, --run, "
-                f"{', '.join(flags)}"
+                f"no setting {flag} in recipe {name}; there are (N counts from 0): --shards, "
+                f"--run, {', '.join(patterns)}"
             )
     default = TrainCommand(shards=tyro.MISSING, run=tyro.MISSING, config=config)
     return tyro.cli(TrainCommand, args=arguments, default=default, prog=f"python -m train {name}")

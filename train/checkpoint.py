@@ -42,9 +42,15 @@ def optim_tensors(optim: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load_optim(optim: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Inverse of optim_tensors, for an optimiser built anew from the same phase."""
+    parameters = [p for group in optim.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, value in tensors.items():
         position, name = full_name.split(".", 1)
+        parameter = parameters[int(position)]
+        if value.shape == parameter.shape:
+            # Fused optimisers walk parameter and state through memory side by side: a state that
+            # is not channels_last where its parameter is would silently meet other weights.
+            value = torch.empty_like(parameter).copy_(value)
         state.setdefault(int(position), {})[name] = value
     optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
 

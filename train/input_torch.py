@@ -24,12 +24,13 @@ CHUNK = 64  # images a task decodes: long enough to hide the task's cost, short 
 def decode_shards(
     shards: list[Path], counts: list[int], extension: str, size: int, threads: int
 ) -> Iterator[Tensor]:
-    """Chunks (n, S, S) uint8 in the order of the shards' indexes."""
+    """Chunks (n, S, S) uint8 in the shards' order; extension: "jph", or several, "jpg;png"."""
+    extensions = extension.split(";")
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[np.ndarray]] = deque()
         for path in shards:
             index = read_index(path)
-            images = [next(c for c in sample if c.extension == extension) for sample in index]
+            images = [next(c for c in s if c.extension in extensions) for s in index]
             for start in range(0, len(images), CHUNK):
                 part = images[start : start + CHUNK]
                 pending.append(pool.submit(_decode_chunk, path, part, size))

@@ -99,15 +99,15 @@ def demo() -> TrainConfig:
         _chestxray14_stage(),
         phases=(
             Phase("output layer", epochs=1, trainable="head", lr=0.05),
-            Phase("all", epochs=6, trainable="all", lr=0.05),
+            Phase("all", epochs=8, trainable="all", lr=0.05),
         ),
     )
     second = replace(
         network_c().stages[1],
         phases=(
             Phase("output layer", epochs=1, trainable="head", lr=0.05, weight_decay=1e-4),
-            Phase("all", 3, "all", lr=0.02, weight_decay=1e-4, patience=2),
-            Phase("all, slow", 1, "all", lr=0.005, weight_decay=1e-4, patience=2),
+            Phase("all", 4, "all", lr=0.02, weight_decay=1e-4, patience=2),
+            Phase("all, slow", 2, "all", lr=0.005, weight_decay=1e-4, patience=2),
             Phase("all, no decay", 1, "all", lr=0.005),
         ),
     )

@@ -14,7 +14,7 @@ from ingest.files import archive_images, folder_image, image_files
 from ingest.lists import apply_split_lists
 from ingest.record import Record, SourceImage
 from ingest.split import SplitConfig
-from shards.console import UserError
+from shards.console import UserError, progress
 from shards.labels import CHESTXRAY14
 from shards.sample import Box, make_key
 
@@ -86,17 +86,26 @@ class ChestXray14:
         return [(path.name, path.stat().st_size) for path in files + self.archives]
 
     def surely_missing(self, records: Sequence[Record]) -> str | None:
-        if not self.archives:
-            there = {path.name for folder in self.folders for path in image_files(folder)}
-            missing = sorted({r.location for r in records if not r.excluded} - there)
-            some = ", ".join(missing[:3])
-            return f"{len(missing)} images of the table ({some}, ...)" if missing else None
-        if not self.folders and len(records) == _ALL_IMAGES and len(self.archives) < _ALL_ARCHIVES:
-            names = ", ".join(path.name for path in self.archives)
-            return (
-                f"{_ALL_ARCHIVES - len(self.archives)} of {_ALL_ARCHIVES} archives (have {names})"
-            )
-        return None
+        """Listed only where something is known to lack: a table of all NIH images, but not all 12
+        archives. Listing inflates every archive once (about 1,000 images per second)."""
+        complete = len(records) != _ALL_IMAGES or len(self.archives) >= _ALL_ARCHIVES
+        if self.archives and complete:
+            return None
+        there = {path.name for folder in self.folders for path in image_files(folder)}
+        with progress("count images", None) as advance:
+            for archive in self.archives:
+                for image in archive_images(archive):
+                    there.add(image.location)
+                    advance(1, archive.name)
+        wanted = {r.location for r in records if not r.excluded}
+        missing = sorted(wanted - there)
+        if not missing:
+            return None
+        have = f"; {len(self.archives)} of {_ALL_ARCHIVES} archives are there"
+        return (
+            f"{len(missing)} of the table's {len(wanted)} images (such as {missing[0]}"
+            f"{have if self.archives else ''})"
+        )
 
     def images(self) -> Iterator[SourceImage]:
         for folder in self.folders:
