@@ -1,7 +1,7 @@
 """A folder of scores: what was asked, one Parquet file per finished unit of work, the summary.
 
 `request.json` is written first and pins the request; `parts/part-<archive>-<unit>.parquet` hold the
-rows; `parts/archive-<archive>.json` says that an archive was read to its end; `scores.json` is
+rows; `ends/archive-<archive>.json` says that an archive was read to its end; `scores.json` is
 written last. Every file appears by renaming, so what is there is whole.
 """
 
@@ -23,6 +23,7 @@ from shards.console import UserError
 from shards.writer import write_atomic
 
 REQUEST_FILE, SUMMARY_FILE, PARTS_FOLDER = "request.json", "scores.json", "parts"
+ENDS_FOLDER = "ends"
 PROBABILITY_PREFIX = "prob_"
 
 
@@ -106,12 +107,13 @@ class ScoreFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.parts = path / PARTS_FOLDER
+        self.parts, self.ends = path / PARTS_FOLDER, path / ENDS_FOLDER
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other runs out of this folder. The lock ends with the process."""
         self.parts.mkdir(parents=True, exist_ok=True)
+        self.ends.mkdir(exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,23 +149,15 @@ class ScoreFolder:
         """Commit a unit's rows."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
-        self._commit(f"part-{archive:05d}-{unit:06d}.parquet", buffer.getvalue())
+        _commit(self.parts / f"part-{archive:05d}-{unit:06d}.parquet", buffer.getvalue())
 
     def write_end(self, archive: int, end: ArchiveEnd) -> None:
         """Commit that an archive was read to its end; after its last unit."""
-        self._commit(f"archive-{archive:05d}.json", _json_bytes(asdict(end)))
-
-    def _commit(self, name: str, data: bytes) -> None:
-        write_atomic(self.parts / name, data)
-        folder = os.open(self.parts, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the renaming itself
-        finally:
-            os.close(folder)
+        _commit(self.ends / f"archive-{archive:05d}.json", _json_bytes(asdict(end)))
 
     def end_of(self, archive: int) -> ArchiveEnd | None:
         """What was written at an archive's end; None while it is not finished."""
-        path = self.parts / f"archive-{archive:05d}.json"
+        path = self.ends / f"archive-{archive:05d}.json"
         return ArchiveEnd(**_load(path)) if path.is_file() else None
 
     def summary(self) -> dict[str, Any] | None:
@@ -225,3 +219,12 @@ def _short(value: Any) -> str:
 
 def _others(names: list[str]) -> str:
     return f" (and also: {', '.join(names)})" if names else ""
+
+
+def _commit(path: Path, data: bytes) -> None:
+    write_atomic(path, data)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the renaming itself
+    finally:
+        os.close(folder)

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from serve.predictions import read_predictions
 from shards.codec import decode_grey
 from shards.manifest import load_manifest
 from shards.preprocess import resize
@@ -59,14 +58,29 @@ def run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def torch_probabilities(run: Path, shards: Path) -> dict[str, np.ndarray]:
-    """key -> probabilities of the test split, as training evaluates them."""
+    """File name -> probabilities of the test split, as training evaluates them."""
     model, spec = load_run_model(run)
     folder = shards / COVID
     samples = list(read_split(folder, load_manifest(folder), "test"))
     images = np.stack([resize(decode_grey(sample.image), spec.size) for sample in samples])
     with torch.inference_mode():
         out = torch.sigmoid(model(normalise(torch.from_numpy(images))))
-    return dict(zip([sample.key for sample in samples], out.numpy()))
+    return dict(zip([file_name(sample.meta.file) for sample in samples], out.numpy()))
+
+
+def file_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def scored_probabilities(out: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
+    """File name -> probabilities of a score folder; names: key of a shard -> file name."""
+    rows = pq.read_table(out / "parts").to_pylist()
+    return {
+        names.get(row["key"], file_name(row["member"])): np.array(
+            [value for column, value in row.items() if column.startswith("prob_")]
+        )
+        for row in rows
+    }
 
 
 def test_shards_and_archives_score_as_training_evaluates(
@@ -74,11 +88,13 @@ def test_shards_and_archives_score_as_training_evaluates(
 ):
     expected = torch_probabilities(run, tiny_shards)
     archives = [tiny_shards / COVID / "test", tiny_raw / COVID / "NORMAL"]
+    folder = tiny_shards / COVID
+    samples = read_split(folder, load_manifest(folder), "test")
+    names = {sample.key: file_name(sample.meta.file) for sample in samples}
     for number, archive in enumerate(archives):
         out = tmp_path / str(number)
         command(f"serve score --model {run}/model.onnx --out {out}", str(archive))
-        table = read_predictions(out)
-        found = dict(zip(table.keys, table.probabilities))
+        found = scored_probabilities(out, names)
         common = expected.keys() & found.keys()
         # The raw folder holds the test split's three healthy images among the others.
         assert len(common) == (9 if number == 0 else 3)
@@ -107,7 +123,7 @@ def test_evaluate_explain_and_report(run: Path, tiny_shards: Path, tiny_raw: Pat
     command(f"serve report --run {run} --out {run}/report.html")
     page = (run / "report.html").read_text()
     assert "not a medical device" in page
-    assert "ynthetic" in page
+    assert "SYNTHETIC DATA" in page
     assert "data:image/png;base64," in page
 
 
