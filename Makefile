@@ -24,7 +24,7 @@ setup: .venv/.done ## the .venv with the exact versions of constraints.txt (ONNX
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"error: Python 3.11 or 3.12 is needed, found {v[0]}.{v[1]}; give one with PYTHON=...")'
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(ONNX),dev]'
+	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(ONNX),dev]'
 	touch $@
 
 test: setup ## all tests that need no GPU

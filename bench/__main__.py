@@ -16,30 +16,32 @@ from bench.demo import DemoConfig, demo
 from bench.result import Result, print_result
 from shards import console
 
+Action = Callable[[], None]  # what a parsed command line asks for
 
-def _question(config_type: type, measure: Callable[[Any], Result]) -> Callable[..., None]:
-    def command(config: Any) -> None:
-        print_result(measure(config))
+
+def _question(config_type: type, measure: Callable[[Any], Result]) -> Callable[..., Action]:
+    def command(config: Any) -> Action:
+        return lambda: print_result(measure(config))
 
     command.__annotations__ = {"config": Annotated[config_type, tyro.conf.arg(name="")]}
     command.__doc__ = inspect.getdoc(config_type)
     return command
 
 
-def _all(config: Annotated[AllBench, tyro.conf.arg(name="")]) -> None:
-    print(measure_all(config), end="")
+def _all(config: Annotated[AllBench, tyro.conf.arg(name="")]) -> Action:
+    return lambda: print(measure_all(config), end="")
 
 
 _all.__doc__ = inspect.getdoc(AllBench)
 
 
-def _demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")]) -> None:
-    demo(config)
+def _demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")]) -> Action:
+    return lambda: demo(config)
 
 
 _demo.__doc__ = inspect.getdoc(DemoConfig)
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., Action]] = {
     "ingest": _question(ingest.IngestBench, ingest.measure),
     "input": _question(input.InputBench, input.measure),
     "train": _question(train.TrainBench, train.measure),
@@ -50,11 +52,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
-    tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="python -m bench",
-        description="How fast is it? Ours beside a peer, in turns on the same images.",
+    action: Action = console.parse(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="python -m bench",
+            description="How fast is it? Ours beside a peer, in turns on the same images.",
+        )
     )
+    action()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import tyro
 
-from shards.console import UserError, run
+from shards.console import UserError, parse, run
 
 # Imported when asked for: scoring and evaluation need no torch, and start in a second without it.
 COMMANDS = {
@@ -41,7 +41,8 @@ def main() -> None:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{name} needs {error.name}, which is not installed; make setup") from error
-    config = tyro.cli(getattr(module, config_name), args=rest, prog=f"python -m serve {name}")
+    prog = f"python -m serve {name}"
+    config = parse(lambda: tyro.cli(getattr(module, config_name), args=rest, prog=prog))
     result = getattr(module, function_name)(config)
     for line in closing_lines(name, config, result):
         print(line)

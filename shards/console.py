@@ -1,11 +1,13 @@
 """What every command shares: errors for users, exit statuses, progress bars."""
 
 import errno
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from types import FrameType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+T = TypeVar("T")
 
 stderr = Console(stderr=True, highlight=False, markup=False)
 
@@ -58,6 +62,25 @@ def run(main: Callable[[], None]) -> None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror}{where}; mend that, and the same command goes on", 1)
+
+
+def parse(read: Callable[[], T]) -> T:
+    """Call tyro; what it would print as a box of several lines becomes a UserError of one."""
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            return read()
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        raise UserError(_unboxed(printed.getvalue())) from None
+
+
+def _unboxed(text: str) -> str:
+    """The first part of tyro's box: '│ ... │' lines up to its first rule."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    rule = next((i for i, line in enumerate(lines) if set(line) <= {"─"}), len(lines))
+    return f"{' '.join(lines[:rule]) or text}; --help tells what there is"
 
 
 def fail(message: str, status: int) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.console import UserError, run
+from shards.console import parse as parse_flags
 from train.config import TrainConfig, check_config
 from train.dist import World
 from train.log import jsonable, write_settings
@@ -56,7 +57,8 @@ def parse(name: str, arguments: list[str]) -> TrainCommand:
                 f"--run, {', '.join(patterns)}"
             )
     default = TrainCommand(shards=tyro.MISSING, run=tyro.MISSING, config=config)
-    return tyro.cli(TrainCommand, args=arguments, default=default, prog=f"python -m train {name}")
+    prog = f"python -m train {name}"
+    return parse_flags(lambda: tyro.cli(TrainCommand, args=arguments, default=default, prog=prog))
 
 
 def settings_of(value: Any, prefix: str = "--") -> list[str]:

@@ -3,6 +3,7 @@
 `RUN/checkpoints/<number>/{model,optim}.safetensors, state.json`. No pickle is written or read.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shards.console import warn
+from shards.console import RunFailed, warn
 
 KEEP = 2
 
@@ -67,7 +68,8 @@ def save_checkpoint(
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, temporary / "model.safetensors")
     save_file(optim_tensors(optim), temporary / "optim.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state))
+    hashes = {file.name: _sha256(file) for file in temporary.iterdir()}
+    (temporary / "state.json").write_text(json.dumps({"position": state, "sha256": hashes}))
     for file in temporary.iterdir():
         _sync(file)
     temporary.replace(folder / f"{number:06d}")
@@ -77,16 +79,34 @@ def save_checkpoint(
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; a damaged one is named and passed over."""
-    for number in reversed(_numbers(folder)):
+    """The newest checkpoint that can be read; a damaged one is named and passed over.
+
+    None where there is none at all; RunFailed where all are damaged.
+    """
+    numbers = _numbers(folder)
+    for number in reversed(numbers):
         path = folder / f"{number:06d}"
         try:
-            state = json.loads((path / "state.json").read_bytes())
-            weights = load_file(path / "model.safetensors")
-            return Checkpoint(weights, load_file(path / "optim.safetensors"), state)
-        except (OSError, ValueError, SafetensorError) as error:
+            return _read(path)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             warn(f"checkpoint {path} is damaged ({error}); taking the one before it")
+    if numbers:
+        raise RunFailed(f"no checkpoint in {folder} can be read; delete the run to start again")
     return None
+
+
+def _read(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_bytes())
+    for name, digest in state["sha256"].items():
+        if _sha256(path / Path(name).name) != digest:
+            raise ValueError(f"the SHA-256 of {name} differs")
+    weights = load_file(path / "model.safetensors")
+    return Checkpoint(weights, load_file(path / "optim.safetensors"), state["position"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _numbers(folder: Path) -> list[int]:

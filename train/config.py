@@ -5,7 +5,6 @@ from typing import Literal
 
 from shards.console import UserError
 from shards.labels import Vocabulary
-from shards.order import Remainder
 from train.augment import Expansion
 from train.optim import OptimConfig
 from train.phases import Phase
@@ -43,7 +42,7 @@ class Stage:
     expansions: tuple[LabelExpansion, ...] = ()
     expand_validation: bool = True
     keep_neurons: tuple[KeptNeuron, ...] = ()
-    remainder: Remainder = "wrap"
+    remainder: Literal["wrap", "drop"] = "wrap"
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,35 @@ def check_config(config: TrainConfig) -> None:
     """UserError for settings that cannot be trained."""
     if config.size < 32:
         raise UserError(f"size is {config.size}; the networks need at least 32 pixels")
-    if config.micro_batch < 2:
-        raise UserError(f"micro_batch is {config.micro_batch}; batch norm needs at least 2")
+    if config.micro_batch < 3:
+        raise UserError(
+            f"micro_batch is {config.micro_batch}; batch norm needs at least 3 (equal parts of 2)"
+        )
     for stage in config.stages:
         if stage.batch < 1:
             raise UserError(f"stage {stage.name}: batch is {stage.batch}; at least 1")
         if not stage.phases or any(phase.epochs < 1 for phase in stage.phases):
             raise UserError(f"stage {stage.name}: every phase needs at least 1 epoch")
+        for phase in stage.phases:
+            _check_phase(stage.name, phase)
+        for item in stage.expansions:
+            if item.expansion.rotations < 1 or item.expansion.translations < 1:
+                raise UserError(
+                    f"stage {stage.name}: the expansion of {item.label} needs at least 1 rotation "
+                    "and 1 translation (1: the image as it is)"
+                )
+
+
+def _check_phase(stage: str, phase: Phase) -> None:
+    if phase.lr <= 0 or phase.weight_decay < 0:
+        raise UserError(
+            f"stage {stage}, phase {phase.name}: lr is {phase.lr}, weight_decay is "
+            f"{phase.weight_decay}; lr must be over 0, weight_decay at least 0"
+        )
+    if phase.patience is not None and phase.patience < 1:
+        raise UserError(
+            f"stage {stage}, phase {phase.name}: patience is {phase.patience}; at least 1, or None"
+        )
 
 
 def expansions_of(stage: Stage, vocabulary: Vocabulary) -> dict[int, Expansion]:

@@ -27,7 +27,10 @@ def jsonable(value: Any) -> Any:
 
 
 def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool) -> None:
-    """RUN/settings.json; a folder that holds a run with other settings is refused (UserError)."""
+    """RUN/settings.json; a folder that holds a run with other settings is refused (UserError).
+
+    Until the first checkpoint nothing is lost, so corrected settings replace the old ones.
+    """
     path = run / "settings.json"
     settings = {
         "recipe": config.recipe,
@@ -35,7 +38,7 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
         "shards": str(shards.resolve()),
         "synthetic": synthetic,
     }
-    if path.is_file():
+    if path.is_file() and (run / "checkpoints").is_dir():
         differing = _differences(json.loads(path.read_bytes()), settings)
         if differing:
             raise UserError(
@@ -43,7 +46,7 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
                 "--run folder, or the settings of that run"
             )
         return
-    if run.is_dir() and any(run.iterdir()):
+    if not path.is_file() and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run; take another --run folder")
     run.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m train", *sys.argv[1:]])

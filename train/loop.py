@@ -12,7 +12,7 @@ from types import FrameType
 import torch
 from torch import nn
 
-from shards.console import Advance, RunFailed, progress
+from shards.console import Advance, RunFailed, UserError, progress
 from shards.labels import Vocabulary
 from shards.manifest import check_shards, load_manifest, manifest_hash
 from shards.order import epoch_order, global_batch, steps_per_epoch
@@ -55,6 +55,11 @@ class Trainer:
         self.precision = Precision(config.precision, world.device)
         self.manifests = [load_manifest(shards / stage.dataset) for stage in config.stages]
         for stage, manifest in zip(config.stages, self.manifests):
+            if stage.batch < world.size:
+                raise UserError(
+                    f"stage {stage.name}: batch is {stage.batch}, fewer than the {world.size} "
+                    "processes; start fewer, or take a larger batch"
+                )
             check_shards(shards / stage.dataset, manifest, SPLITS)
             expansions_of(stage, manifest.vocabulary)
         self.signal: int | None = None

@@ -102,7 +102,7 @@ def read_tensors(path: Path) -> dict:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are not its own
-        reason = str(error).splitlines()[0][:160]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise UserError(f"{path} holds more than tensors or is damaged: {reason}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")

@@ -1,0 +1,136 @@
+"""train.checkpoint: what is written comes back exactly, and a damaged one is passed over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from shards.console import RunFailed
+from train.checkpoint import KEEP, latest_checkpoint, load_optim, optim_tensors, save_checkpoint
+
+
+def make_network() -> tuple[nn.Sequential, torch.optim.SGD]:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(6 * 16, 2)).to(memory_format=torch.channels_last)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+
+
+def train_steps(model: nn.Module, optim: torch.optim.Optimizer, seeds: range) -> None:
+    for seed in seeds:
+        torch.manual_seed(seed)
+        images = torch.randn(5, 3, 8, 8).to(memory_format=torch.channels_last)
+        optim.zero_grad()
+        model(images).square().mean().backward()
+        optim.step()
+
+
+def same_state(model: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(name == key and torch.equal(a, b) for (name, a), (key, b) in pairs)
+
+
+def test_round_trip_is_exact_and_training_goes_on_bit_by_bit(tmp_path):
+    model, optim = make_network()
+    train_steps(model, optim, range(3))
+    state = {"stage": 1, "loss_sum": 0.1 + 0.2, "phases": [{"name": "x"}]}
+    save_checkpoint(tmp_path / "checkpoints", model, optim, state)
+    saved = latest_checkpoint(tmp_path / "checkpoints")
+    assert saved is not None
+    assert saved.state == state
+    again, fresh = make_network()
+    again.load_state_dict(saved.weights)
+    load_optim(fresh, saved.optim)
+    assert same_state(model, again)
+    train_steps(model, optim, range(3, 6))
+    train_steps(again, fresh, range(3, 6))
+    assert same_state(model, again)
+
+
+def test_momentum_comes_back_in_the_parameters_memory_order(tmp_path):
+    model, optim = make_network()
+    train_steps(model, optim, range(2))
+    save_checkpoint(tmp_path, model, optim, {})
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    other, fresh = make_network()
+    load_optim(fresh, saved.optim)
+    for parameter in other.parameters():
+        momentum = fresh.state[parameter]["momentum_buffer"]
+        assert momentum.stride() == parameter.stride()
+    before, after = optim_tensors(optim), optim_tensors(fresh)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_fresh_optimiser_has_nothing_to_save(tmp_path):
+    model, optim = make_network()
+    save_checkpoint(tmp_path, model, optim, {"step": 0})
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.optim == {}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints of steps 0 to 3, of which the last two remain."""
+    model, optim = make_network()
+    for step in range(4):
+        train_steps(model, optim, range(1))
+        save_checkpoint(tmp_path / "checkpoints", model, optim, {"step": step})
+    return tmp_path / "checkpoints"
+
+
+def step_of(folder: Path) -> int | None:
+    found = latest_checkpoint(folder)
+    return None if found is None else found.state["step"]
+
+
+def test_the_last_two_are_kept(folder):
+    assert KEEP == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["000003", "000004"]
+    assert step_of(folder) == 3
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "other bytes"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, capsys, name, damage):
+    path = folder / "000004" / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"\xff" * len(data))
+    assert step_of(folder) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: checkpoint ")
+    assert "000004 is damaged" in line
+
+
+def test_one_flipped_bit_is_noticed(folder, capsys):
+    path = folder / "000004" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # inside a tensor, where safetensors itself sees nothing
+    path.write_bytes(bytes(data))
+    assert step_of(folder) == 2
+    assert "the SHA-256 of model.safetensors differs" in capsys.readouterr().err
+
+
+def test_none_is_left(folder, capsys):
+    for state in folder.glob("*/state.json"):
+        state.write_text("{")
+    with pytest.raises(RunFailed, match="no checkpoint in"):
+        latest_checkpoint(folder)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert latest_checkpoint(folder / "nothing") is None
+
+
+def test_what_a_killed_run_left_half_written_is_no_checkpoint(folder):
+    (folder / "writing.tmp").mkdir()
+    (folder / "writing.tmp" / "model.safetensors").write_bytes(b"half")
+    assert step_of(folder) == 3
+    model, optim = make_network()
+    save_checkpoint(folder, model, optim, {"step": 9})
+    assert step_of(folder) == 9
+    assert not (folder / "writing.tmp").exists()

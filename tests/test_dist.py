@@ -1,0 +1,143 @@
+"""train.dist and train.step: a world of one, and two processes that end as one does."""
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from shards.console import UserError
+from shards.order import rank_slice
+from train.augment import EIGHT, Expansion
+from train.batch import Expander
+from train.dist import World, choose_device
+from train.precision import Precision
+from train.step import Stepper
+from train.store import Store
+
+SIZE = 32
+TOTAL = 11  # odd, so that ranks have unequal shares
+
+
+def test_a_world_of_one_changes_nothing():
+    world, model = World("cpu"), nn.BatchNorm2d(3)
+    rows = torch.arange(12.0).reshape(4, 3)
+    assert world.is_first
+    assert world.sum([1.5, 2.0]) == [1.5, 2.0]
+    assert world.max(3.0) == 3.0
+    assert world.wrap(model) is model
+    assert torch.equal(world.gather_rows(rows, 4), rows)
+    model.running_mean = torch.tensor([1.0, 2.0, 3.0])
+    world.average_buffers(model)
+    assert model.running_mean.tolist() == [1, 2, 3]
+    world.barrier()
+    world.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_cuda_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="torch sees no GPU; take --device cpu"):
+        choose_device("cuda", 0)
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(UserError, match="no device 'tpu'; there are: auto, cpu, cuda"):
+        choose_device("tpu", 0)
+
+
+def toy_store() -> Store:
+    """11 images with two labels, some of them unknown, so that ranks' counts of labels differ."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (TOTAL, SIZE, SIZE), np.uint8))
+    labels = rng.integers(-1, 2, (TOTAL, 2)).astype(np.int8)
+    return Store(tuple(f"k{i}" for i in range(TOTAL)), images, labels)
+
+
+def train_toy(world: World) -> tuple[nn.Module, list[float]]:
+    """Four steps of five source images, up to 8 copies each; no batch norm. Losses of all ranks."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 2)]
+    model = nn.Sequential(*layers)
+    stepper = Stepper(
+        model=world.wrap(model),
+        optim=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01),
+        store=toy_store(),
+        expander=Expander({0: EIGHT, 1: Expansion(translations=3)}, 0.5, 0, SIZE),
+        precision=Precision("fp32", world.device),
+        world=world,
+        micro_batch=6,
+    )
+    losses = []
+    for step in range(4):
+        loss, known, _ = stepper.accumulate((np.arange(5) + 5 * step) % TOTAL, epoch=step)
+        losses.append(world.sum([loss])[0] / known)
+        stepper.update()
+    return model, losses
+
+
+def of_rank(rank: int) -> torch.Tensor:
+    """This rank's share of the rows 0, 10, 20, ... (each a pair)."""
+    share = rank_slice(np.arange(TOTAL), rank, 2)
+    return torch.tensor([[10.0 * i, i] for i in share])
+
+
+def on_each_rank(rank: int, port: int, folder: str) -> None:
+    """What each of two processes does; what it saw is saved for the test."""
+    torch.set_num_threads(1)
+    environment = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    world, norm = World("cpu"), nn.BatchNorm2d(1)
+    assert norm.running_mean is not None
+    norm.running_mean += rank + 1
+    world.average_buffers(norm)
+    model, losses = train_toy(world)
+    seen = {
+        "is_first": world.is_first,
+        "sum": world.sum([rank + 1.0, 0.5]),
+        "max": world.max(float(rank)),
+        "rows": world.gather_rows(of_rank(rank), TOTAL),
+        "one_row": world.gather_rows(torch.ones(1 - rank, 2), 1),
+        "mean": norm.running_mean,
+        "counter": norm.num_batches_tracked,
+        "losses": losses,
+        "weights": model.state_dict(),
+    }
+    torch.save(seen, Path(folder) / f"{rank}.pt")
+    world.barrier()
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(on_each_rank, args=(port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_ranks_exchange(two_ranks):
+    assert [seen["is_first"] for seen in two_ranks] == [True, False]
+    for seen in two_ranks:
+        assert seen["sum"] == [3.0, 1.0]
+        assert seen["max"] == 1.0
+        assert seen["rows"].tolist() == [[10.0 * i, i] for i in range(TOTAL)]
+        assert seen["one_row"].tolist() == [[1.0, 1.0]]
+        assert seen["mean"].tolist() == [1.5]
+        assert seen["counter"].item() == 0
+
+
+def test_two_ranks_end_in_the_weights_of_one(two_ranks):
+    model, losses = train_toy(World("cpu"))
+    for seen in two_ranks:
+        np.testing.assert_allclose(seen["losses"], losses, rtol=1e-5)
+        for name, value in model.state_dict().items():
+            assert (seen["weights"][name] - value).abs().max() <= 1e-6, name
+    for name, value in two_ranks[0]["weights"].items():
+        assert torch.equal(value, two_ranks[1]["weights"][name])

@@ -1,0 +1,107 @@
+"""train.loss and train.metrics against plain loops; unknown labels count nowhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.loss import masked_bce_sum
+from train.metrics import Metrics, auroc, evaluate_logits
+
+LABEL = st.sampled_from([-1, 0, 1])
+LOGIT = st.integers(-200, 200).map(lambda value: value / 10)  # coarse, so that ties occur
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """logits (N, L) float32, labels (N, L) int8."""
+    n, width = draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    logits = draw(st.lists(LOGIT, min_size=n * width, max_size=n * width))
+    labels = draw(st.lists(LABEL, min_size=n * width, max_size=n * width))
+    shape = (n, width)
+    return np.array(logits, np.float32).reshape(shape), np.array(labels, np.int8).reshape(shape)
+
+
+def bce(logit: float, label: int) -> float:
+    """Minus the log of the probability that the sigmoid gives the truth."""
+    signed = logit if label == 1 else -logit
+    return math.log1p(math.exp(-signed)) if signed > -30 else -signed
+
+
+def loss_rows(logits: np.ndarray, labels: np.ndarray) -> list[float]:
+    return [
+        sum(bce(float(z), int(y)) for z, y in zip(row, truth) if y != -1)
+        for row, truth in zip(logits, labels)
+    ]
+
+
+@given(predictions())
+def test_masked_bce_matches_loops(case):
+    logits, labels = case
+    tensors = torch.from_numpy(logits), torch.from_numpy(labels)
+    rows = loss_rows(logits, labels)
+    per_row = masked_bce_sum(*tensors, per_row=True).numpy()
+    np.testing.assert_allclose(per_row, rows, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(masked_bce_sum(*tensors).item(), sum(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_labels_give_no_gradient():
+    logits = torch.tensor([[1.0, -2.0, 3.0]], requires_grad=True)
+    masked_bce_sum(logits, torch.tensor([[1, -1, 0]], dtype=torch.int8)).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 1] == 0
+    assert (logits.grad[0, [0, 2]] != 0).all()
+
+
+def test_loss_of_half_precision_is_computed_in_float32():
+    logits = torch.full((1000, 3), 4.0, dtype=torch.bfloat16)
+    loss = masked_bce_sum(logits, torch.zeros((1000, 3), dtype=torch.int8))
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() / 3000 - bce(4.0, 0)) < 1e-4
+
+
+def pair_count(truth: np.ndarray, score: np.ndarray) -> float | None:
+    pairs = [
+        1.0 if yes > no else 0.5 if yes == no else 0.0
+        for yes in score[truth == 1]
+        for no in score[truth == 0]
+    ]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+@given(st.lists(st.tuples(LABEL, st.integers(0, 5)), min_size=1, max_size=30))
+def test_auroc_matches_pair_count(rows):
+    truth, score = (np.array(column) for column in zip(*rows))
+    expected = pair_count(truth, score)
+    found = auroc(truth.astype(np.int8), score.astype(float))
+    assert found == (expected if expected is None else pytest.approx(expected))
+
+
+@given(predictions())
+def test_evaluate_logits_matches_loops(case):
+    logits, labels = case
+    known = int((labels != -1).sum())
+    if not known:
+        return
+    metrics = evaluate_logits(logits, labels, exclusive=False)
+    assert metrics.loss == pytest.approx(sum(loss_rows(logits, labels)) / known, rel=1e-6, abs=1e-9)
+    assert metrics.accuracy is None
+    for i, value in enumerate(metrics.auroc):
+        expected = pair_count(labels[:, i], logits[:, i])
+        assert value == (expected if expected is None else pytest.approx(expected))
+
+
+def test_accuracy_is_of_the_argmax():
+    logits = np.array([[3, 1, 0], [-5, -1, -2], [0, 0, 1], [9, 0, 0]], np.float32)
+    labels = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 1], [-1, -1, -1]], np.int8)
+    assert evaluate_logits(logits, labels, exclusive=True).accuracy == pytest.approx(2 / 3)
+    # the row with unknown labels leaves nothing to judge
+    assert evaluate_logits(logits[2:], labels[2:], exclusive=True).accuracy == 1.0
+
+
+def test_auroc_mean_leaves_out_what_has_none():
+    assert Metrics(0.0, None, (0.5, None, 1.0)).auroc_mean == 0.75
+    assert Metrics(0.0, None, (None,)).auroc_mean is None

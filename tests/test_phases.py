@@ -1,0 +1,65 @@
+"""train.phases: early stopping as a property of any course of validation losses."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.phases import Phase, Progress, finished
+from train.position import Position
+
+LOSSES = st.lists(st.integers(0, 6).map(float) | st.just(math.nan), min_size=60, max_size=60)
+EPOCHS = st.integers(1, 50)
+PATIENCE = st.none() | st.integers(1, 10)
+
+
+def run_phase(phase: Phase, losses: list[float]) -> Progress:
+    progress = Progress()
+    while not finished(phase, progress):
+        progress = progress.after_epoch(losses[progress.epoch])
+    return progress
+
+
+def best_of(losses: list[float]) -> int:
+    """The epoch (from 1) of the first smallest loss; 0 when none is a number."""
+    numbers = [(loss, i) for i, loss in enumerate(losses, 1) if not math.isnan(loss)]
+    return min(numbers)[1] if numbers else 0
+
+
+@given(EPOCHS, PATIENCE, LOSSES)
+def test_a_phase_stops_when_nothing_was_gained_for_patience_epochs(epochs, patience, losses):
+    end = run_phase(Phase("p", epochs, "all", 0.1, patience=patience), losses)
+    expected = epochs
+    for epoch in range(1, epochs + 1):
+        if patience is not None and epoch - best_of(losses[:epoch]) >= patience:
+            expected = epoch
+            break
+    assert end.epoch == expected
+    assert end.best_epoch == best_of(losses[:expected])
+    seen = [loss for loss in losses[:expected] if not math.isnan(loss)]
+    assert end.best_val_loss == min(seen, default=math.inf)
+
+
+@given(EPOCHS, LOSSES)
+def test_without_patience_every_epoch_is_trained(epochs, losses):
+    assert run_phase(Phase("p", epochs, "head", 0.1), losses).epoch == epochs
+
+
+@given(LOSSES)
+def test_improved_is_said_after_each_new_best_epoch_only(losses):
+    progress = Progress()
+    assert not progress.improved
+    for epoch in range(1, len(losses) + 1):
+        progress = progress.after_epoch(losses[epoch - 1])
+        assert progress.improved == (best_of(losses[:epoch]) == epoch)
+
+
+@given(LOSSES, st.integers(0, 60), st.integers(0, 5))
+def test_a_position_survives_json(losses, count, step):
+    at = Position(step=step, lines=count, phases=[{"name": "x", "epochs": 3}])
+    for loss in losses[:count]:
+        if not math.isnan(loss):
+            at.end_epoch(loss)
+    again = Position.from_json(at.to_json())
+    assert again == at
+    assert again.epoch == 3 + at.progress.epoch

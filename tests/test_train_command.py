@@ -1,0 +1,307 @@
+"""python -m train as a command: whole runs, kills, stops, two processes, wrong requests."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.console import UserError, run
+from shards.manifest import load_manifest, shard_path
+from train import __main__ as command
+from train.dist import World
+from train.log import read_metrics
+from train.loop import Trainer
+from train.models import build_model
+from train.runs import ModelSpec, load_run_model, save_model
+
+ROOT = Path(__file__).resolve().parent.parent
+# The demo at 32 pixels and about one epoch a phase; Normal keeps its 8 copies, COVID-19 has 12
+# (test_recipes.py takes a step with all 72).
+TINY = [
+    *("--size", "32", "--precision", "fp32", "--device", "cpu", "--micro-batch", "32"),
+    *("--stages.0.phases.1.epochs", "1", "--stages.1.phases.1.epochs", "1"),
+    *("--stages.1.batch", "6", "--stages.1.expansions.2.expansion.rotations", "1"),
+    *("--stages.1.expansions.1.expansion.rotations", "1"),
+    *("--stages.1.expansions.1.expansion.translations", "1"),
+]
+COVID = "covid-radiography"
+
+
+def arguments(shards: Path, folder: Path, *more: str) -> list[str]:
+    return ["demo", "--shards", str(shards), "--run", str(folder), *TINY, *more]
+
+
+def one_core() -> None:
+    """The same number of threads in every process: bits may depend on it."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def start(words: list[str], *, pinned: bool = True) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        preexec_fn=one_core if pinned else None,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 200) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def final_weights(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weights file of the run."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for stage in ("chestxray14", "covid")
+        for path in sorted((folder / stage).glob("*.safetensors"))
+    }
+
+
+def lasting(folder: Path) -> list[dict]:
+    """The metrics that do not tell of time, nor of how often the run was stopped."""
+    names = ("seconds", "step_s", "img_s", "copies", "time")
+    return [{k: v for k, v in line.items() if k not in names} for line in read_metrics(folder)]
+
+
+def newest_state(folder: Path) -> dict:
+    """The JSON of the newest checkpoint; {} when there is none."""
+    states = sorted((folder / "checkpoints").glob("[0-9]*/state.json"))
+    try:
+        return json.loads(states[-1].read_bytes()) if states else {}
+    except FileNotFoundError:  # removed between the two lines: a newer one is there
+        return newest_state(folder)
+
+
+def is_within_epoch(state: dict, after: int) -> bool:
+    """Whether it is of an epoch's first steps, after so many finished epochs."""
+    return state.get("lines", 0) >= after and 1 <= state["step"] <= 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_shards, tmp_path_factory) -> tuple[Path, str]:
+    """(the folder of a whole run, what it printed)."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    status, out, err = finish(start(["train", *arguments(tiny_shards, folder)]))
+    assert status == 0, err
+    return folder, out
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_files(undisturbed):
+    folder, printed = undisturbed
+    for name in ("settings.json", "environment.json", "metrics.jsonl", "curves.png"):
+        assert (folder / name).stat().st_size > 0
+    assert list((folder / "events").iterdir())
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    names = sorted(final_weights(folder))
+    assert names == sorted(
+        [f"{s}/model.safetensors" for s in ("chestxray14", "covid")]
+        + [f"chestxray14/phase-{i}.safetensors" for i in (1, 2)]
+        + [f"covid/phase-{i}.safetensors" for i in (1, 2, 3, 4)]
+    )
+    assert "synthetic data; not a medical device" in printed
+    assert "covid" in printed
+
+
+@pytest.mark.slow
+def test_a_runs_numbers_fit_together(undisturbed, tiny_shards):
+    folder, _ = undisturbed
+    lines = read_metrics(folder)
+    stages = json.loads((folder / "settings.json").read_bytes())["config"]["stages"]
+    for stage in stages:
+        result = json.loads((folder / stage["name"] / "result.json").read_bytes())
+        splits = load_manifest(tiny_shards / stage["dataset"]).splits
+        assert result["counts"] == {split: counts.samples for split, counts in splits.items()}
+        rows = [line for line in lines if line["stage"] == stage["name"]]
+        assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+        for number, phase in enumerate(result["phases"], 1):
+            mine = [row for row in rows if row["phase"] == number]
+            best = min(mine, key=lambda row: row["val_loss"])
+            assert phase["epochs"] == len(mine)
+            assert (phase["best_epoch"], phase["best_val_loss"]) == (
+                best["epoch"],
+                best["val_loss"],
+            )
+        last = f"phase-{len(stage['phases'])}.safetensors"
+        weights = final_weights(folder)
+        assert weights[f"{stage['name']}/{last}"]
+        model, spec = load_run_model(folder, stage["name"])
+        assert spec.weights_sha256 == weights[f"{stage['name']}/model.safetensors"]
+        assert model(torch.zeros(1, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_a_run_ends_as_the_undisturbed(undisturbed, tiny_shards, tmp_path):
+    folder, words = tmp_path / "run", ["train", *arguments(tiny_shards, tmp_path / "run")]
+    killed = start(words)
+    wait_until(killed, lambda: len(read_metrics(folder)) >= 1)
+    pause = random.uniform(0, 1)
+    print(f"killed {pause:.3f} s after the first epoch")  # shown when the test fails
+    time.sleep(pause)
+    killed.kill()
+    assert finish(killed)[0] == -signal.SIGKILL
+    # A checkpoint after each step, so that the stop comes in the middle of a phase's epoch, when
+    # the optimiser holds momentum; how often it saves is no part of what a run computes.
+    stopped = start([*words, "--checkpoint-every-s", "0"])
+    wait_until(stopped, lambda: is_within_epoch(newest_state(folder), after=4))
+    stopped.send_signal(signal.SIGTERM)
+    status, _, err = finish(stopped)
+    assert status == 0
+    assert err.splitlines()[-1] == "stopped; a checkpoint is written, the same command goes on"
+    assert not (folder / "covid" / "model.json").exists()
+    status, _, err = finish(start(words))
+    assert status == 0, err
+    assert final_weights(folder) == final_weights(undisturbed[0])
+    assert lasting(folder) == lasting(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_two_processes_finish(tiny_shards, tmp_path):
+    # Without `--` torchrun takes --run for an abbreviation of its own --run-path.
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    words = [*launcher, "train", *arguments(tiny_shards, tmp_path / "run")]
+    status, _, err = finish(start(words, pinned=False))
+    assert status == 0, err
+    lines = read_metrics(tmp_path / "run")
+    assert {line["stage"] for line in lines} == {"chestxray14", "covid"}
+    for line in lines:
+        assert 0 < line["train_loss"] < 20
+        assert 0 < line["val_loss"] < 20
+    for stage in ("chestxray14", "covid"):
+        model, _ = load_run_model(tmp_path / "run", stage)
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.fixture
+def fail_with(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
+    """Runs the command here; it must end with status 2 and one line, which is returned."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+
+    def run_here(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["train", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            run(command.main)
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    yield run_here
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_an_unknown_recipe_as_a_process():
+    status, out, err = finish(start(["train", "nope", "--shards", "a", "--run", "b"]))
+    assert (status, out) == (2, "")
+    assert err.startswith("error: no recipe 'nope'; there are: demo, ")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_unknown_setting_lists_the_valid(fail_with, tmp_path):
+    line = fail_with(*arguments(tmp_path, tmp_path / "run", "--stages.0.phases.1.lrr", "1"))
+    assert "no setting --stages.0.phases.1.lrr in recipe demo" in line
+    assert "--stages.N.phases.N.lr," in line
+    assert "--micro-batch," in line
+
+
+def test_missing_shards_and_manifests_are_named(fail_with, tiny_shards, tmp_path):
+    line = fail_with(*arguments(tmp_path / "none", tmp_path / "run"))
+    assert f"no folder {tmp_path / 'none' / 'chestxray14'}; make it with: python -m ingest" in line
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    (tmp_path / "shards" / COVID / "manifest.json").unlink()
+    line = fail_with(*arguments(tmp_path / "shards", tmp_path / "run"))
+    assert "no manifest.json in" in line
+    assert "run the same ingest command again" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shard_cut_short_is_named(fail_with, tiny_shards, tmp_path):
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    folder = tmp_path / "shards" / COVID
+    path = shard_path(folder, load_manifest(folder).of_split("test")[0])
+    path.write_bytes(path.read_bytes()[:-1024])
+    line = fail_with(*arguments(tmp_path / "shards", tmp_path / "run"))
+    assert f"{path} has {path.stat().st_size} bytes, expected" in line
+    assert "ingest again" in line
+
+
+def test_a_folder_of_another_run_is_refused(fail_with, undisturbed, tiny_shards, tmp_path):
+    folder, _ = undisturbed
+    before = (folder / "settings.json").read_bytes()
+    line = fail_with(*arguments(tiny_shards, folder, "--seed", "1"))
+    assert "holds another run (differing: config.seed); take another --run folder" in line
+    assert (folder / "settings.json").read_bytes() == before
+    (tmp_path / "letter.txt").write_text("mine")
+    line = fail_with(*arguments(tiny_shards, tmp_path))
+    assert f"{tmp_path} is not empty and holds no run" in line
+
+
+def test_a_start_of_another_architecture_is_refused(fail_with, tiny_shards, tmp_path):
+    values = dict.fromkeys(("dataset", "manifest_hash", "recipe", "stage"), "first")
+    values |= {"architecture": "densenet201", "exclusive": True, "size": 32, "synthetic": True}
+    values |= {"labels": ("a", "b"), "shorter_side": None, "preprocessing_version": 1}
+    save_model(tmp_path / "first", build_model("densenet201", 2), ModelSpec(**values))
+    settings = {"config": {"stages": [{"name": "first"}]}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    start_here = ["--start.kind", "run", "--start.path", str(tmp_path)]
+    line = fail_with(*arguments(tiny_shards, tmp_path / "run", *start_here))
+    assert "holds a densenet201, the recipe trains a densenet121" in line
+
+
+def test_a_label_that_the_vocabulary_lacks_is_named(fail_with, tiny_shards, tmp_path):
+    label = ["--stages.1.expansions.0.label", "Nope"]
+    line = fail_with(*arguments(tiny_shards, tmp_path / "run", *label))
+    assert "no label 'Nope' in the vocabulary; it has: Normal, Viral Pneumonia, COVID-19" in line
+
+
+def test_a_batch_smaller_than_the_world_is_refused(tiny_shards, tmp_path):
+    config = command.parse("demo", arguments(tiny_shards, tmp_path / "run")[1:]).config
+    world = World("cpu")
+    world.size = 7
+    with pytest.raises(UserError, match="stage covid: batch is 6, fewer than the 7 processes"):
+        Trainer(config, tiny_shards, tmp_path / "run", world)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--size", "16"], "size is 16; the networks need at least 32 pixels"),
+        (["--micro-batch", "1"], "micro_batch is 1"),
+        (["--stages.0.batch", "0"], "batch is 0; at least 1"),
+        (["--stages.0.phases.0.epochs", "0"], "every phase needs at least 1 epoch"),
+        (["--stages.0.phases.0.lr", "0"], "lr is 0.0"),
+        (["--stages.0.phases.0.weight-decay", "-1"], "weight_decay is -1.0"),
+        (["--stages.0.phases.1.patience", "0"], "patience is 0; at least 1, or None"),
+        (["--stages.1.expansions.0.expansion.rotations", "0"], "of Normal needs at least 1"),
+        (["--stages.1.expansions.2.expansion.translations", "0"], "of COVID-19 needs at least 1"),
+        (["--precision", "fp16"], "precision fp16 needs a GPU"),
+        (["--architecture", "vgg7"], "no architecture 'vgg7'; there are: densenet121"),
+        (["--start.kind", "chexnet"], "--start.kind chexnet needs --start.path"),
+    ],
+)
+def test_wrong_settings_are_named(fail_with, tiny_shards, tmp_path, words, message):
+    assert message in fail_with(*arguments(tiny_shards, tmp_path / "run", *words))
