@@ -1,4 +1,7 @@
-"""Raw data sets -> shards. Run: python -m ingest <source> --src PATH --out DIR"""
+"""Raw data sets -> shards. Run: python -m ingest <source> --src PATH --out DIR
+
+And what can be made of finished shards: python -m ingest resplit | merge
+"""
 
 import inspect
 from collections.abc import Callable
@@ -8,13 +11,19 @@ from typing import Annotated, Any
 
 import tyro
 
+from ingest.estimate import estimate, print_estimate
+from ingest.merge import MergeConfig, merge
 from ingest.record import Source
+from ingest.resplit import ResplitConfig, resplit
+from ingest.retry import retry
 from ingest.run import IngestConfig, ingest
 from ingest.sources import SOURCES
 from ingest.synthetic import write_chestxray14, write_covid_radiography
 from shards import console
 from shards.manifest import Manifest
 from shards.stats import count_table, print_left_out, stdout
+
+Action = Callable[[], None]  # what a parsed command line asks for
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,19 @@ def print_summary(manifest: Manifest, folder: Path) -> None:
     print_left_out(manifest)
 
 
-def _command(config_type: type, build: Callable[[Any], Source]) -> Callable[..., None]:
+def _ingest(config_type: type, build: Callable[[Any], Source]) -> Callable[..., Action]:
     """A subcommand: the options of the data set, then those of every ingest."""
 
-    def command(source: Any, run: Any) -> None:
-        built = build(source)
-        print_summary(ingest(built, run), run.out / built.name)
+    def command(source: Any, run: Any) -> Action:
+        def act() -> None:
+            built = build(source)
+            if run.dry_run:
+                print_estimate(estimate(built, run))
+                return
+            manifest = retry(built, run) if run.retry else ingest(built, run)
+            print_summary(manifest, run.out / built.name)
+
+        return act
 
     command.__annotations__ = {
         "source": Annotated[config_type, tyro.conf.arg(name="")],
@@ -81,19 +97,38 @@ def _command(config_type: type, build: Callable[[Any], Source]) -> Callable[...,
     return command
 
 
+def _plain(config_type: type, act: Callable[[Any], None]) -> Callable[..., Action]:
+    """A subcommand with one config."""
+
+    def command(config: Any) -> Action:
+        return lambda: act(config)
+
+    command.__annotations__ = {"config": Annotated[config_type, tyro.conf.arg(name="")]}
+    command.__doc__ = inspect.getdoc(config_type)
+    return command
+
+
+def _resplit(config: ResplitConfig) -> None:
+    for folder, manifest in resplit(config):
+        print_summary(manifest, folder)
+
+
+def _merge(config: MergeConfig) -> None:
+    print_summary(merge(config), config.out / config.name)
+
+
 def main() -> None:
-    commands: dict[str, Callable[..., None]] = {
-        name: _command(config_type, build) for name, (config_type, build) in SOURCES.items()
+    commands = {name: _ingest(*parts) for name, parts in SOURCES.items()} | {
+        "synthetic": _plain(SyntheticConfig, write_synthetic),
+        "resplit": _plain(ResplitConfig, _resplit),
+        "merge": _plain(MergeConfig, _merge),
     }
-
-    def synthetic(config: Annotated[SyntheticConfig, tyro.conf.arg(name="")]) -> None:
-        write_synthetic(config)
-
-    synthetic.__doc__ = inspect.getdoc(SyntheticConfig)
-    commands["synthetic"] = synthetic
-    tyro.extras.subcommand_cli_from_dict(
-        commands, prog="python -m ingest", description="Raw data sets to shards."
+    action: Action = console.parse(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m ingest", description="Raw data sets to shards."
+        )
     )
+    action()
 
 
 if __name__ == "__main__":

@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ingest.near import near_hash
 from shards.codec import (
     EXTENSIONS,
     MAX_PIXELS,
     BadImage,
     Encoding,
+    decode_doubtful,
     decode_grey,
     encode,
     is_htj2k,
     read_header,
 )
+from shards.dicom import decode_dicom
+from shards.dicom_header import is_dicom
 from shards.preprocess import reduce_shorter_side
 
 _KEPT_EXTENSIONS = {
@@ -45,7 +49,8 @@ class EncodeConfig:
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """image: bytes for the shard; width, height: of the source image; sha256: of the source's
-    bytes; pixel_sha256: of the decoded grey pixels before reduction."""
+    bytes; pixel_sha256: of the decoded grey pixels before reduction; near_hash: of the same pixels
+    (empty: not comparable)."""
 
     image: bytes = field(repr=False)
     extension: str
@@ -53,6 +58,7 @@ class Encoded:
     height: int
     sha256: str
     pixel_sha256: str
+    near_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +73,13 @@ def encode_image(data: bytes, config: EncodeConfig) -> Encoded | Rejected:
     """One source file's bytes -> what the shard stores of it."""
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        grey = decode_grey(data, config.max_pixels)
+        decode = decode_dicom if is_dicom(data) else decode_doubtful
+        grey = decode(data, config.max_pixels)
         image, extension = _encode(data, grey, config)
     except BadImage as error:
         return Rejected(str(error), sha256)
     height, width = grey.shape
-    return Encoded(image, extension, width, height, sha256, pixel_hash(grey))
+    return Encoded(image, extension, width, height, sha256, pixel_hash(grey), near_hash(grey))
 
 
 def pixel_hash(grey: np.ndarray) -> str:
@@ -83,9 +90,14 @@ def pixel_hash(grey: np.ndarray) -> str:
 
 def _encode(data: bytes, grey: np.ndarray, config: EncodeConfig) -> tuple[bytes, str]:
     if config.encoding == "keep":
-        return data, "jph" if is_htj2k(data) else _KEPT_EXTENSIONS[read_header(data).format]
+        if is_dicom(data):
+            raise BadImage("--format keep would keep the DICOM header, which names the patient")
+        if is_htj2k(data):
+            decode_grey(data, config.max_pixels)  # shards hold none but grey of 8 bits
+            return data, "jph"
+        return data, _KEPT_EXTENSIONS[read_header(data).format]
     reduced = reduce_shorter_side(grey, config.shorter_side)
     try:
         return encode(reduced, config.encoding), EXTENSIONS[config.encoding]
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         raise BadImage(f"could not be encoded: {error}") from error

@@ -2,7 +2,8 @@
 
 Memory stays constant: at most `_WINDOW` batches per worker are under way. A decoder that crashes
 takes its worker down, not the run: what was lost is tried again one image at a time, and the image
-that crashes alone is rejected.
+that crashes alone is rejected. A decoder that does not come to an end is ended: an alarm's default
+action is the death of the process, native code or not, and then the same happens.
 """
 
 import hashlib
@@ -11,18 +12,21 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 
 from ingest.encode import Encoded, Rejected
 from shards.console import RunFailed
 
-CRASHED = "the decoder crashed"
+IMAGE_SECONDS = 60  # 100 megapixels of JPEG 2000, the slowest, take about 10
+CRASHED = f"the decoder crashed, or did not end within {IMAGE_SECONDS} s"
 _WINDOW = 3  # batches under way per worker: one at work, two waiting
 _BATCH_IMAGES, _BATCH_BYTES = 8, 8 * 2**20
 
@@ -42,10 +46,13 @@ class LocalEngine:
     """A pool of worker processes that outlives the crash of any of them.
 
     encode: what each image goes through; a function that workers can import, or a partial of one.
+    seconds: that it may take for one image.
     """
 
-    def __init__(self, workers: int, encode: Callable[[bytes], Outcome]) -> None:
-        self.workers, self.encode = workers, encode
+    def __init__(
+        self, workers: int, encode: Callable[[bytes], Outcome], seconds: float = IMAGE_SECONDS
+    ) -> None:
+        self.workers, self.encode = workers, partial(_timed, encode, seconds)
         self._pool = _start_pool(workers)
 
     def __enter__(self) -> "LocalEngine":
@@ -103,6 +110,15 @@ def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
+def _timed(encode: Callable[[bytes], Outcome], seconds: float, data: bytes) -> Outcome:
+    """In a worker: encode, or die after so many seconds."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return encode(data)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def _encode_batch(encode: Callable[[bytes], Outcome], batch: list[bytes]) -> list[Outcome]:
     return [encode(data) for data in batch]
 
@@ -136,6 +152,8 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # `_timed` counts on it
+    warnings.simplefilter("ignore")  # Pillow's about damaged files: the outcome says it
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:

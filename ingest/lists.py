@@ -24,14 +24,16 @@ def apply_split_lists(records: Sequence[Record], lists: Mapping[str, Path]) -> l
 
     UserError when a name stands in two lists.
     """
+    files = {record.file for record in records}
     splits: dict[str, str] = {}
     for split, path in lists.items():
         for line in read_list(path):
-            name = line.split()[0]  # some public lists put the labels behind the name
+            # Some public lists put the labels behind the name; and names may hold spaces.
+            name = next((name for name in (line, line.split()[0]) if name in files), line)
             if splits.setdefault(name, split) != split:
                 raise UserError(f"{name} is in the lists of both {splits[name]} and {split}")
-    _warn_unknown(splits.keys() - {record.location for record in records}, "the split lists")
-    return [_with_split(record, splits.get(record.location)) for record in records]
+    _warn_unknown(splits.keys() - files, "the split lists")
+    return [_with_split(record, splits.get(record.file)) for record in records]
 
 
 def _with_split(record: Record, split: str | None) -> Record:

@@ -1,13 +1,13 @@
 """Images that cannot be used: the table of them, and how many a run may have."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ingest.spool import Entry
+from ingest.tables import write_table
 from shards.console import RunFailed
 
 FILE_NAME = "quarantine.parquet"
@@ -29,11 +29,18 @@ def check_limit(bad: Sequence[Entry], images: int, max_bad: float) -> None:
 
 def write_quarantine(path: Path, source: str, bad: Sequence[Entry]) -> None:
     """One row per image: source, member, reason, SHA-256 of its bytes (empty: never read)."""
-    rows = [
-        {"source": source, "member": _text(e.location), "reason": e.problem, "sha256": e.sha256}
-        for e in sorted(bad, key=lambda e: e.location)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), path)
+    write_quarantine_rows(path, [quarantine_row(entry, source) for entry in bad])
+
+
+def write_quarantine_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """The same from rows, in the order of the members."""
+    write_table(path, sorted(rows, key=lambda r: r["member"]), _SCHEMA)
+
+
+def quarantine_row(entry: Entry, source: str) -> dict[str, str]:
+    """A row of quarantine.parquet."""
+    member, reason = _text(entry.location), entry.problem or ""
+    return {"source": source, "member": member, "reason": reason, "sha256": entry.sha256}
 
 
 def _text(location: str) -> str:

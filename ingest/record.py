@@ -16,8 +16,9 @@ MAX_FILE_BYTES = 256 * 2**20  # the largest known radiograph file has 35 MB
 @dataclass(frozen=True, slots=True)
 class Record:
     """location: names the image within its source, never a path by itself; labels: names of the
-    vocabulary; patient: `<data set>:<id>`; split: as given by lists (`train_val`: still to be
-    divided); excluded: why the image is left out. None: not known, not given, not excluded."""
+    vocabulary; unknown: those that nobody looked for; patient: `<data set>:<id>`; split: as given
+    by lists (`train_val`: still to be divided); excluded: why the image is left out. None: not
+    known, not given, not excluded."""
 
     location: str
     key: str
@@ -29,6 +30,7 @@ class Record:
     boxes: tuple[Box, ...] = ()
     split: str | None = None
     excluded: str | None = None
+    unknown: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:

@@ -8,41 +8,35 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest.assemble import (
-    Excluded,
-    Kept,
-    count_splits,
-    plan_shards,
-    write_excluded,
-    write_lists,
-    write_samples,
-    write_shards,
-)
-from ingest.audit import Candidate, find_duplicates
+from ingest.assemble import Head, assemble
+from ingest.audit import OnDuplicate, OnNear
+from ingest.choice import Choice, Excluded, Found, Policy, capped, choose
 from ingest.encode import EncodeConfig, Rejected, encode_image
 from ingest.engines import Job, LocalEngine
+from ingest.near import NAME as NEAR_HASH
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import check_limit, write_quarantine
 from ingest.record import Record, Source, inventory_hash, records_hash
-from ingest.split import assign_splits, over_cap, shared_patients
+from ingest.redact import RedactSplit, check_files, cover, read_rectangles
+from ingest.redact import settings as redact_settings
+from ingest.split import assign_splits
 from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import Entry, Spool, differences
+from ingest.tables import excluded_row
 from shards.codec import BadImage, Encoding
-from shards.console import Advance, RunFailed, UserError, progress, stderr, warn
+from shards.console import Advance, RunFailed, UserError, progress, stderr
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest
-from shards.preprocess import VERSION as PREPROCESSING_VERSION
-from shards.writer import write_atomic
 
 MISSING = "image missing"
 QUARANTINED = "quarantined"
 _DEFAULT_SHORTER_SIDE = 512
-_SETTLED_BY_SPOOL = ("format", "shorter_side")
+_SETTLED_BY_SPOOL = ("format", "shorter_side", "near_hash")
 
 
 @dataclass(frozen=True)
@@ -61,10 +55,28 @@ class IngestConfig:
     """Decides splits and the order of samples."""
     shard_mb: int = 256
     """Size of a shard, about, in MB."""
+    on_duplicate: OnDuplicate = "drop"
+    """Images with the same pixels: drop leaves one of each (none where their labels differ) and
+    lists the others in excluded.parquet, fail stops, keep leaves them all, in one split."""
+    near_duplicate: OnNear = "report"
+    """Re-encoded, resized or toned copies, told by a perceptual hash: drop treats them as
+    duplicates; report leaves them, in one split, and shows them in audit.html; keep does not
+    look."""
+    redact: Path | None = None
+    """CSV (file,x,y,w,h in pixels of the original image) of rectangles to black out, such as words
+    burnt into the image."""
+    redact_split: RedactSplit = "test"
+    """The split whose images are blacked out."""
     allow_missing: bool = False
     """Go on without the images that the metadata list and the source lacks."""
     max_bad: float = 0.01
     """Fail when a larger share of the images cannot be decoded (3 images are always allowed)."""
+    dry_run: bool = False
+    """Write nothing: say from the metadata what there would be, how large and how long, measured
+    on the first 32 images."""
+    retry: bool = False
+    """For a finished data set: try its quarantined images again, and add those that decode now as
+    shards of their own. The shards there are stay as they are."""
     workers: int = os.cpu_count() or 1
     """Worker processes. They change the speed, never a byte of the result."""
     progress: bool = True
@@ -75,6 +87,8 @@ class IngestConfig:
         side = self.shorter_side
         if self.format == "keep" and side:
             raise UserError(f"--format keep keeps the source's bytes; drop --shorter-side {side}")
+        if self.format == "keep" and self.redact:
+            raise UserError("--format keep keeps the source's bytes; drop --redact")
         if side is None:
             side = 0 if self.format == "keep" else _DEFAULT_SHORTER_SIDE
         return EncodeConfig(self.format, side or None)
@@ -98,21 +112,38 @@ def ingest(source: Source, config: IngestConfig) -> Manifest:
     encoding = config.encode_config()
     folder = config.out / source.name
     records = source.records()
-    settings = _settings(source, records, config, encoding)
+    rectangles = read_rectangles(config.redact) if config.redact else {}
+    settings = all_settings(source, records, config, encoding)
     finished = _finished(folder, settings)
     if finished:
         return finished
     _refuse_early(source, records, config)
-    spool_settings = {name: settings[name] for name in _SETTLED_BY_SPOOL}
-    with Spool(folder, spool_settings) as spool:
-        _encode_all(source, records, spool, config, encoding)
+    if config.redact:
+        check_files(rectangles, records, config.redact)
+    with Spool(folder, spool_settings(settings)) as spool:
+        encode_all(source, records, spool, config, encoding)
         spool.flush()
-        manifest = _finish(source, records, spool, folder, settings, config)
+        choice, head = _decide(source, records, spool, settings, config)
+        if rectangles:
+            split, workers = config.redact_split, config.workers
+            covered = cover(source, choice, rectangles, split, spool, encoding, workers)
+            spool.flush()
+            changed = sum(k.entry is not c.entry for k, c in zip(choice.kept, covered.kept))
+            note = f"parts of {changed} images ({split}) are blacked out"
+            choice, head = covered, replace(head, notes=(note,))
+        bad = [entry for entry in spool.entries.values() if entry.problem]
+        write_quarantine(folder / QUARANTINE, source.name, bad)
+        manifest = assemble(folder, head, choice, spool, folder / SPOOL, shown=config.progress)
     shutil.rmtree(folder / SPOOL)
     return manifest
 
 
-def _settings(
+def spool_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of them that decide an encoded image."""
+    return {name: settings[name] for name in _SETTLED_BY_SPOOL}
+
+
+def all_settings(
     source: Source, records: Sequence[Record], config: IngestConfig, encoding: EncodeConfig
 ) -> dict[str, Any]:
     """All that decides the result; goes into the manifest."""
@@ -122,6 +153,12 @@ def _settings(
         "seed": config.seed,
         "shard_mb": config.shard_mb,
         "split": asdict(source.split),
+        "on_duplicate": config.on_duplicate,
+        "near_duplicate": config.near_duplicate,
+        "near_hash": NEAR_HASH,
+        **redact_settings(config.redact, config.redact_split),
+        "labels": [*source.vocabulary.names],
+        "exclusive": source.vocabulary.exclusive,
         "metadata_sha256": records_hash(records),
         "files_sha256": inventory_hash(source.inventory()),
     }
@@ -148,7 +185,7 @@ def _refuse_early(source: Source, records: Sequence[Record], config: IngestConfi
     usable = [r for r in records if not r.excluded]
     if not usable:
         raise UserError(f"no usable image among the {len(records)} of {source.name}")
-    assign_splits(_capped(usable, source, config.seed), source.split, config.seed)
+    assign_splits(capped(usable, source.split, config.seed), source.split, config.seed)
     missing = source.surely_missing(records)
     if missing and not config.allow_missing:
         raise UserError(
@@ -156,13 +193,7 @@ def _refuse_early(source: Source, records: Sequence[Record], config: IngestConfi
         )
 
 
-def _capped(records: Sequence[Record], source: Source, seed: int) -> list[Record]:
-    cap = source.split.cap_per_class
-    over = over_cap(records, cap, seed) if cap is not None else set()
-    return [r for r in records if r.key not in over]
-
-
-def _encode_all(
+def encode_all(
     source: Source,
     records: Sequence[Record],
     spool: Spool,
@@ -219,84 +250,43 @@ def _missing_message(missing: Sequence[str], wanted: int, source: Source) -> str
     )
 
 
-def _finish(
+def _decide(
     source: Source,
     records: Sequence[Record],
     spool: Spool,
-    folder: Path,
     settings: Mapping[str, Any],
     config: IngestConfig,
-) -> Manifest:
-    """Audit, split and write everything but the images' encoding; the manifest last."""
-    bad = [entry for entry in spool.entries.values() if entry.problem]
-    kept, excluded = _decide(source, records, spool, config.seed)
-    reasons = Counter(e.reason for e in excluded) + Counter({QUARANTINED: len(bad)})
-    if not kept:
-        why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+) -> tuple[Choice, Head]:
+    """Audit and split. RunFailed when nothing is left."""
+    bad = sum(entry.problem is not None for entry in spool.entries.values())
+    found, excluded = _usable(source, records, spool)
+    policy = Policy(config.on_duplicate, config.near_duplicate)
+    choice = choose(found, source.split, config.seed, policy)
+    counts = Counter(e.reason for e in excluded) + Counter({QUARANTINED: bad})
+    if not choice.kept:
+        counts += Counter(e.reason for e in choice.excluded)
+        why = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         raise RunFailed(f"no image of {source.name} is left: {why}")
-    plans = plan_shards(source.name, kept, config.shard_mb * 10**6, config.seed)
-    with progress("assemble", len(kept), shown=config.progress) as advance:
-        shards = write_shards(folder, source.name, plans, source.vocabulary, spool, advance)
-    splits = count_splits(kept, source.vocabulary)
-    write_samples(folder / "samples.parquet", plans)
-    write_excluded(folder / "excluded.parquet", excluded)
-    write_quarantine(folder / QUARANTINE, source.name, bad)
-    write_lists(folder / "lists", kept, splits)
-    manifest = Manifest(
-        dataset=source.name,
-        labels=source.vocabulary.names,
-        exclusive=source.vocabulary.exclusive,
-        image_extension=";".join(sorted({k.entry.extension for k in kept})),  # DALI's "one of"
-        preprocessing_version=PREPROCESSING_VERSION,
-        shorter_side=settings["shorter_side"],
-        splits=splits,
-        excluded=dict(reasons),
-        settings=dict(settings),
-        shards=tuple(shards),
-        synthetic=source.synthetic,
-        notes=_notes(kept),
+    return choice, Head(
+        source.name,
+        source.vocabulary,
+        settings["shorter_side"],
+        source.synthetic,
+        settings,
+        [excluded_row(e) for e in excluded],
+        counts,
     )
-    write_atomic(folder / MANIFEST, manifest.to_json())
-    return manifest
 
 
-def _decide(
-    source: Source, records: Sequence[Record], spool: Spool, seed: int
-) -> tuple[list[Kept], list[Excluded]]:
-    """Which records stay, in which split, and why the others go. Quarantined ones are neither."""
-    excluded = [Excluded(r, r.excluded) for r in records if r.excluded]
-    usable = []
+def _usable(
+    source: Source, records: Sequence[Record], spool: Spool
+) -> tuple[list[Found], list[Excluded]]:
+    """The images that there are, and why the others are not. Quarantined ones are neither."""
+    found, excluded = [], [Excluded(r, r.excluded) for r in records if r.excluded]
     for record in (r for r in records if not r.excluded):
         entry = spool.entries.get(record.location)
         if entry is None:
             excluded.append(Excluded(record, MISSING))
         elif not entry.problem:
-            usable.append(record)
-    entries = {r.key: spool.entries[r.location] for r in usable}
-    repeats = find_duplicates(
-        Candidate(r.key, r.labels, entries[r.key].sha256, entries[r.key].pixel_sha256)
-        for r in usable
-    )
-    single = [r for r in usable if r.key not in repeats]
-    capped = _capped(single, source, seed)
-    within = {r.key for r in capped}
-    for record in usable:
-        if record.key in repeats:
-            repeat = repeats[record.key]
-            excluded.append(Excluded(record, repeat.reason, repeat.duplicate_of))
-        elif record.key not in within:
-            excluded.append(Excluded(record, "over the cap per class"))
-    splits = assign_splits(capped, source.split, seed)
-    return [Kept(r, entries[r.key], splits[r.key]) for r in capped], excluded
-
-
-def _notes(kept: Sequence[Kept]) -> tuple[str, ...]:
-    notes = []
-    unknown = sum(k.record.patient is None for k in kept)
-    if unknown:
-        notes.append(f"the patient is unknown for {unknown} of {len(kept)} images")
-    shared = shared_patients([k.record for k in kept], {k.record.key: k.split for k in kept})
-    if shared:
-        notes.append(f"{len(shared)} patients have images in more than one split (given lists)")
-        warn(notes[-1])
-    return tuple(notes)
+            found.append(Found(record, entry, source.name))
+    return found, excluded

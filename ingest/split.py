@@ -7,7 +7,7 @@ patient in two splits. Samples without a known patient count as a patient each.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shards.console import UserError
@@ -26,6 +26,23 @@ class SplitConfig:
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     test_per_class: int | None = None
     cap_per_class: int | None = None
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """UserError when they are no shares of train, val and test."""
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or not fractions[0]:
+        raise UserError(
+            f"--fractions {' '.join(map(str, fractions))}; allowed: the shares of train, val and "
+            "test, which add up to 1, the first above 0"
+        )
+
+
+def check_counts(test_per_class: int | None, cap: int | None, shard_mb: int | None) -> None:
+    """UserError for a number below 1."""
+    options = {"--test-per-class": test_per_class, "--cap-per-class": cap, "--shard-mb": shard_mb}
+    for option, number in options.items():
+        if number is not None and number < 1:
+            raise UserError(f"{option} {number}; at least 1 is needed")
 
 
 def rank(seed: int, purpose: str, name: str) -> int:
@@ -105,7 +122,7 @@ def _strata(records: Sequence["Record"], seed: int) -> dict[str, list[list[str]]
     counts = Counter(label for record in records for label in record.labels)
     patients: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        patients[record.patient or f"sample {record.key}"].append(record)
+        patients[patient_of(record)].append(record)
     strata: dict[str, list[list[str]]] = defaultdict(list)
     for patient in sorted(patients, key=lambda name: rank(seed, "split", name)):
         group = patients[patient]
@@ -113,6 +130,18 @@ def _strata(records: Sequence["Record"], seed: int) -> dict[str, list[list[str]]
         rarest = min(labels, key=lambda label: (counts[label], label), default="")
         strata[rarest].append(sorted(record.key for record in group))
     return dict(sorted(strata.items()))
+
+
+def patient_of(record: "Record") -> str:
+    """The patient; a sample of an unknown one counts as a patient of its own."""
+    return record.patient or f"sample {record.key}"
+
+
+def join_patients(records: Iterable["Record"], names: Iterable[Sequence[str]]) -> "list[Record]":
+    """The records with one name for the patients of each group in `names` (of `patient_of`)."""
+    joint = {name: group[0] for group in names for name in group}
+    joined = ((record, joint.get(patient_of(record))) for record in records)
+    return [r if name is None else replace(r, patient=name) for r, name in joined]
 
 
 def shared_patients(records: Iterable["Record"], splits: Mapping[str, str]) -> set[str]:

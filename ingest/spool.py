@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from ingest.encode import Encoded, Rejected
 from shards.console import UserError
@@ -36,7 +36,14 @@ class Entry:
     width: int = 0
     height: int = 0
     pixel_sha256: str = ""
+    near_hash: str = ""
     problem: str | None = None
+
+
+class Images(Protocol):
+    """Where entries' bytes lie: a spool, or the shards of finished data sets."""
+
+    def read(self, entry: Entry) -> bytes: ...
 
 
 class Spool:
@@ -46,7 +53,7 @@ class Spool:
         """UserError when another ingest is at work there, or began with other settings."""
         self.folder = dataset_folder / FOLDER_NAME
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder)
+        self._lock = lock(self.folder)
         _check_settings(self.folder, settings)
         self.entries: dict[str, Entry] = {}
         self._fresh: list[Entry] = []
@@ -89,6 +96,7 @@ class Spool:
                 outcome.width,
                 outcome.height,
                 outcome.pixel_sha256,
+                outcome.near_hash,
             )
             self._blob.write(outcome.image)
             self._size += len(outcome.image)
@@ -131,7 +139,8 @@ class Spool:
         return int(finished[-1].stem.removeprefix("chunk-")) + 1 if finished else 0
 
 
-def _lock(folder: Path) -> Any:
+def lock(folder: Path) -> Any:
+    """An open file that holds the folder until it is closed. UserError when another run does."""
     file = (folder / "lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

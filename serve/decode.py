@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from shards.codec import BadImage, decode_grey
+from shards.codec import BadImage, decode_doubtful
 from shards.console import RunFailed
 from shards.preprocess import prepare
 
@@ -52,7 +52,7 @@ def decode_images(images: list[bytes], shorter_side: int | None, size: int) -> D
     errors: list[str | None] = [None] * len(images)
     for i, data in enumerate(images):
         try:
-            out[i] = prepare(decode_grey(data), shorter_side, size)
+            out[i] = prepare(decode_doubtful(data), shorter_side, size)
         except BadImage as error:
             errors[i] = str(error)
         except Exception as error:  # one image's trouble stays its own

@@ -1,25 +1,37 @@
-"""Looking at finished shards. Run: python -m shards verify DIR | stats DIR"""
+"""Looking at finished shards. Run: python -m shards verify | stats | ls | show | sheet DIR"""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from shards import console
+from shards.listing import find, picture, print_list, print_sample
 from shards.manifest import check_shards, load_manifest
+from shards.sheet import contact_sheet
 from shards.stats import print_stats
 from shards.verify import find_datasets, unfinished, verify_dataset
+from shards.writer import write_atomic
 
+Action = Callable[[], None]  # what a parsed command line asks for
 _Folder = Annotated[
     Path,
     tyro.conf.Positional,
     tyro.conf.arg(metavar="DIR", help="A data set's folder, or a folder that holds several."),
 ]
+_DataSet = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR", help="A data set's folder.")
+]
 
 
-def verify(folder: _Folder) -> None:
+def verify(folder: _Folder) -> Action:
     """Read every byte of the shards and compare them with their manifest: sizes, SHA-256, index,
     members of every sample, labels, counts. Names each problem; exit status 1 when there is any."""
+    return lambda: _verify(folder)
+
+
+def _verify(folder: Path) -> None:
     datasets = find_datasets(folder)
     problems = unfinished(folder)
     samples = sum(shard.samples for d in datasets for shard in load_manifest(d).shards)
@@ -33,20 +45,75 @@ def verify(folder: _Folder) -> None:
     print(f"{samples} samples in {len(datasets)} data sets: all as their manifests say")
 
 
-def stats(folder: _Folder) -> None:
+def stats(folder: _Folder) -> Action:
     """Images per split and class, bytes, patients and sources of each data set, in a table."""
+    return lambda: _stats(folder)
+
+
+def _stats(folder: Path) -> None:
     for dataset in find_datasets(folder):
         manifest = load_manifest(dataset)
         check_shards(dataset, manifest, tuple(manifest.splits))
         print_stats(dataset, manifest)
 
 
+def list_samples(folder: _DataSet) -> Action:
+    """A line for each sample: key, split, labels, separated by tabs."""
+    return lambda: print_list(folder, load_manifest(folder))
+
+
+def show(
+    folder: _DataSet,
+    key: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KEY")],
+    png: Path | None = None,
+) -> Action:
+    """One sample's labels and metadata.
+
+    Args:
+        key: As ls lists it.
+        png: Also write its picture to this file.
+    """
+
+    def act() -> None:
+        manifest, place = find(folder, key)
+        print_sample(manifest, place)
+        if png is not None:
+            _write(png, picture(place))
+
+    return act
+
+
+def sheet(folder: _DataSet, out: Path, per_class: int = 8, split: str | None = None) -> Action:
+    """A contact sheet: some images of each class in a row, as one PNG.
+
+    Args:
+        out: The PNG file.
+        per_class: Images of each class.
+        split: Of this split alone.
+    """
+    return lambda: _write(out, contact_sheet(folder, load_manifest(folder), per_class, split))
+
+
+def _write(path: Path, data: bytes) -> None:
+    if not path.parent.is_dir():
+        raise console.UserError(f"no folder {path.parent} for {path.name}; make it first")
+    write_atomic(path, data)
+
+
 def main() -> None:
-    tyro.extras.subcommand_cli_from_dict(
-        {"verify": verify, "stats": stats},
-        prog="python -m shards",
-        description="Looking at finished shards.",
+    commands: dict[str, Callable[..., Action]] = {
+        "verify": verify,
+        "stats": stats,
+        "ls": list_samples,
+        "show": show,
+        "sheet": sheet,
+    }
+    action: Action = console.parse(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m shards", description="Looking at finished shards."
+        )
     )
+    action()
 
 
 if __name__ == "__main__":

@@ -85,13 +85,22 @@ def _unboxed(text: str) -> str:
 
 def fail(message: str, status: int) -> None:
     """Print one line on standard error and exit."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(status)
 
 
 def warn(message: str) -> None:
     """Print one line on standard error."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+def one_line(message: str) -> str:
+    """What a terminal may get of a message that quotes a stranger's file: no control characters,
+    and where it is long, its first 1,000 and last 300 characters."""
+    line = " ".join(message.split())
+    if len(line) > 1400:
+        line = f"{line[:1000]} ... {line[-300:]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 Advance = Callable[

@@ -72,6 +72,33 @@ def test_version_of_2021(tmp_path: Path):
     )
 
 
+def test_metadata_tables_are_passed_over(tmp_path: Path):
+    """One of the first version's is misspelt."""
+    tables = ("COVID-19.metadata.xlsx", "NORMAL.metadata.xlsx", "Viral Pneumonia.matadata.xlsx")
+    fill(tmp_path, [*FIRST, *tables, "README.md.txt", "NORMAL/Thumbs.db"])
+    assert len(records(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("normal", ["NORMAL", "Normal"])
+def test_second_version_calls_it_covid(tmp_path: Path, normal: str):
+    names = ["COVID/COVID (1).png", f"{normal}/{normal} (1).png", "Viral Pneumonia/V (1).png"]
+    found = records(fill(tmp_path / "db", [*names, "COVID.metadata.xlsx"]).parent)
+    assert {name: r.labels for name, r in found.items()} == {
+        names[0]: ("COVID-19",),
+        names[1]: ("Normal",),
+        names[2]: ("Viral Pneumonia",),
+    }
+
+
+def test_flat_copies_of_2021(tmp_path: Path):
+    """Without images/ and masks/; and one class flat beside others that are not."""
+    names = [f"{folder}/{folder}-1.png" for folder in ("COVID", "Normal", "Lung_Opacity")]
+    found = records(fill(tmp_path, [*names, "Viral Pneumonia/images/V-1.png"]))
+    assert list(found) == [names[0], names[2], names[1], "Viral Pneumonia/images/V-1.png"]
+    assert [name for name, r in found.items() if r.excluded] == [names[2]]
+    assert all(r.patient is None for r in found.values())
+
+
 def test_exclusions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     fill(tmp_path / "db", FIRST)
     listed = tmp_path / "exclude.txt"

@@ -1,49 +1,20 @@
 """ingest.run end to end: the same bytes whatever the workers and the interruptions."""
 
-import hashlib
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import cv2
 import pyarrow.parquet as pq
 import pytest
+from ingest_runs import config, covid, nih, run_cli, tree
 
-from ingest.run import IngestConfig, ingest
+from ingest.run import ingest
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
-from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from shards.codec import decode_grey
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest
 from shards.reader import read_split
 from shards.verify import verify_dataset
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every file."""
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
-
-
-def nih(raw: Path) -> ChestXray14:
-    return ChestXray14(ChestXray14Config(raw / "chestxray14"))
-
-
-def covid(raw: Path, **options) -> CovidRadiography:
-    folder = raw / "covid-radiography"
-    options = {"test_per_class": 3, "exclude": folder / "exclude.txt"} | options
-    return CovidRadiography(CovidRadiographyConfig(folder, **options))
-
-
-def config(out: Path, **options) -> IngestConfig:
-    return IngestConfig(out, **({"shorter_side": 128, "workers": 1, "progress": False} | options))
 
 
 @pytest.fixture
@@ -57,48 +28,6 @@ def test_one_worker_gives_the_same_bytes_as_two(tiny_raw: Path, tiny_shards: Pat
     ingest(covid(tiny_raw), config(tmp_path))
     assert tree(tmp_path) == tree(tiny_shards)
     assert not any(".spool" in name or ".tmp" in name for name in tree(tmp_path))
-
-
-def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(
-    tiny_raw: Path, tiny_shards: Path, tmp_path: Path
-):
-    script = f"""
-import os, signal
-from pathlib import Path
-from ingest import spool
-from ingest.run import IngestConfig, ingest
-from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
-spool._CHUNK_IMAGES = 7
-flush, times = spool.Spool.flush, []
-def flush_then_die(self):
-    flush(self)
-    times.append(1)
-    if len(times) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-spool.Spool.flush = flush_then_die
-source = ChestXray14(ChestXray14Config(Path({str(tiny_raw / "chestxray14")!r})))
-ingest(source, IngestConfig(Path({str(tmp_path)!r}), shorter_side=128, workers=2, progress=False))
-"""
-    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
-    spool = tmp_path / "chestxray14/.spool"
-    assert len(list(spool.glob("*.jsonl"))) == 3
-    assert not (tmp_path / "chestxray14/manifest.json").exists()
-    ingest(nih(tiny_raw), config(tmp_path))
-    assert tree(tmp_path / "chestxray14") == tree(tiny_shards / "chestxray14")
-
-
-def test_a_run_that_goes_on_encodes_nothing_twice(
-    tiny_raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("ingest.run.plan_shards", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        ingest(nih(tiny_raw), config(tmp_path))
-    monkeypatch.undo()
-    added = []
-    monkeypatch.setattr("ingest.spool.Spool.add", lambda self, *job: added.append(job[0]))
-    ingest(nih(tiny_raw), config(tmp_path))
-    assert len(added) == 1  # the quarantined one is tried again
 
 
 def test_finished_sets_are_left_alone(tiny_raw: Path, tiny_shards: Path, tmp_path: Path):
@@ -162,7 +91,7 @@ def test_lists_give_the_same_split_again(tiny_raw: Path, tiny_shards: Path, tmp_
 
 
 def test_small_shards(tiny_raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ingest.assemble._MEMBERS_BYTES", 200_000)
+    monkeypatch.setattr("ingest.assemble.MEMBERS_BYTES", 200_000)
     manifest = ingest(covid(tiny_raw), config(tmp_path, shard_mb=1))
     assert len(manifest.of_split("train")) > 3
     assert sum(s.samples for s in manifest.shards) == sum(
@@ -187,6 +116,32 @@ def test_the_mark_of_synthetic_images_goes_into_the_manifest(small_raw: Path, tm
     assert ingest(covid(small_raw), config(tmp_path / "a")).synthetic
     (small_raw / "covid-radiography/SYNTHETIC").unlink()
     assert not ingest(covid(small_raw), config(tmp_path / "b")).synthetic
+
+
+def test_duplicates_can_be_kept_or_fail_the_run(tiny_raw: Path, tmp_path: Path):
+    with pytest.raises(RunFailed, match="1 duplicates, such as"):
+        ingest(covid(tiny_raw), config(tmp_path, on_duplicate="fail"))
+    manifest = ingest(covid(tiny_raw), config(tmp_path, on_duplicate="keep"))
+    assert "duplicate: same bytes" not in manifest.excluded
+    assert "1 pairs of duplicates stay, 0 of them across splits" in manifest.notes
+
+
+def test_near_duplicates_end_as_asked(small_raw: Path, tmp_path: Path):
+    folder = small_raw / "covid-radiography/NORMAL"
+    grey = decode_grey((folder / "NORMAL (2).png").read_bytes())
+    cv2.imwrite(str(folder / "copy.jpg"), cv2.resize(grey, (140, 140)))
+    manifest = ingest(covid(small_raw), config(tmp_path / "report"))
+    (note,) = (note for note in manifest.notes if "near duplicates" in note)
+    assert note.startswith("1 pairs of near duplicates")
+    assert note.endswith("stay, 0 of them across splits")
+    page = (tmp_path / "report/covid-radiography/audit.html").read_text()
+    assert "NORMAL/copy.jpg" in page
+    assert "NORMAL/NORMAL (2).png" in page
+    assert "both stay, in one split" in page
+    dropped = ingest(covid(small_raw), config(tmp_path / "drop", near_duplicate="drop"))
+    assert dropped.excluded["near duplicate"] == 1
+    kept = ingest(covid(small_raw), config(tmp_path / "keep", near_duplicate="keep"))
+    assert not any("near" in note for note in kept.notes)
 
 
 def test_cap(tiny_raw: Path, tmp_path: Path):
@@ -245,14 +200,6 @@ def test_too_large_a_test_set_fails_before_any_work(tiny_raw: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "120"}
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
-    )
-
-
 def test_command_line(tmp_path: Path):
     drawn = run_cli(
         "ingest",
@@ -277,3 +224,32 @@ def test_command_line(tmp_path: Path):
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: no folder")
     assert "Traceback" not in wrong.stderr
+
+
+def test_the_commands_for_finished_sets(tiny_raw: Path, tmp_path: Path):
+    raw, out = tiny_raw / "covid-radiography", tmp_path / "out"
+    command = ("ingest", "covid-radiography", "--src", raw, "--out", out, "--test-per-class", 2)
+    dry = run_cli(*command, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "expected: " in dry.stdout
+    assert not out.exists()
+    assert run_cli(*command, "--workers", 1).returncode == 0
+    again = run_cli(*command, "--retry", "--workers", 1)
+    assert again.returncode == 0, again.stderr
+    assert "left out: 1 quarantined" in again.stdout
+    split = run_cli("ingest", "resplit", out, "--seed", 4, "--no-progress")
+    assert split.returncode == 0, split.stderr
+    (tmp_path / "map.csv").write_text(
+        "dataset,source_label,label\n"
+        "covid-radiography,Normal,a\ncovid-radiography,Viral Pneumonia,b\n"
+        "covid-radiography,COVID-19,b\n"
+    )
+    merged = ("ingest", "merge", "--map", tmp_path / "map.csv", "--out", tmp_path / "m")
+    done = run_cli(*merged, out, "--no-progress")
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "m/merged").labels == ("a", "b")
+    for wrong in ((*merged, tmp_path / "none"), ("ingest", "resplit"), (*command, "--seed", "x")):
+        failed = run_cli(*wrong)
+        assert failed.returncode == 2
+        assert failed.stderr.startswith("error: ")
+        assert failed.stderr.count("\n") == 1

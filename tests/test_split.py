@@ -12,6 +12,7 @@ from ingest.split import (
     SplitConfig,
     assign_splits,
     by_fraction,
+    join_patients,
     over_cap,
     shared_patients,
     take_per_class,
@@ -137,3 +138,12 @@ def test_shared_patients_are_found():
     records = [Record(str(i), str(i), ("a",), "set:1") for i in range(2)]
     assert shared_patients(records, {"0": "train", "1": "test"}) == {"set:1"}
     assert not shared_patients(records, {"0": "train", "1": "train"})
+
+
+def test_joined_patients_share_a_split():
+    records = [Record(str(i), str(i), ("a",), f"set:{i}" if i % 2 else None) for i in range(200)]
+    groups = [["sample 0", "set:1", "set:7"], ["sample 2", "sample 4"]]
+    splits = by_fraction(join_patients(records, groups), THREE, 0)
+    assert splits["0"] == splits["1"] == splits["7"]
+    assert splits["2"] == splits["4"]
+    assert join_patients(records, []) == records

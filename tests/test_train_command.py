@@ -88,7 +88,7 @@ def newest_state(folder: Path) -> dict:
     """The JSON of the newest checkpoint; {} when there is none."""
     states = sorted((folder / "checkpoints").glob("[0-9]*/state.json"))
     try:
-        return json.loads(states[-1].read_bytes()) if states else {}
+        return json.loads(states[-1].read_bytes())["position"] if states else {}
     except FileNotFoundError:  # removed between the two lines: a newer one is there
         return newest_state(folder)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingest.csv_rows import read_rows
 from ingest.files import archive_images, folder_image, image_files
 from ingest.lists import apply_split_lists
 from ingest.record import Record, SourceImage
@@ -148,20 +149,7 @@ def _split_lists(config: ChestXray14Config) -> dict[str, Path]:
 
 def _read_table(path: Path) -> Iterator[dict[str, str]]:
     """Rows by column. UserError for a missing column or a short row."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        lacking = [column for column in _COLUMNS if column not in header]
-        if lacking:
-            raise UserError(
-                f"{path} has no column {', '.join(map(repr, lacking))}; it has: "
-                f"{', '.join(header)}; download the table again"
-            )
-        places = {column: header.index(column) for column in _COLUMNS}
-        for row in rows:
-            if len(row) <= max(places.values()):
-                raise UserError(f"{path} line {rows.line_num} has only {len(row)} fields: {row}")
-            yield {column: row[place].strip() for column, place in places.items()}
+    return (cells for _, cells in read_rows(path, _COLUMNS))
 
 
 def _record(row: Mapping[str, str], boxes: Mapping[str, tuple[Box, ...]]) -> Record:
@@ -185,7 +173,7 @@ def _record(row: Mapping[str, str], boxes: Mapping[str, tuple[Box, ...]]) -> Rec
 
 def _years(text: str) -> int | None:
     """`58`, `058Y`; ages in months or days, `009M`, are years begun at 0."""
-    match = re.fullmatch(r"(\d+)([YMD]?)", text)
+    match = re.fullmatch(r"(\d{1,5})([YMD]?)", text)
     if not match:
         return None
     years = int(match[1]) // {"M": 12, "D": 365}.get(match[2], 1)
@@ -208,12 +196,12 @@ def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
         return {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file)
-        next(rows, None)
-        for row in rows:
-            try:
+        try:
+            next(rows, None)
+            for row in rows:
                 name, label, x, y, w, h = row[:6]
                 box = Box(_BOX_NAMES.get(label, label), float(x), float(y), float(w), float(h))
-            except ValueError as error:
-                raise UserError(f"{path} line {rows.line_num}: {error}; found {row}") from error
-            boxes[name].append(box)
+                boxes[name].append(box)
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{path} line {rows.line_num}: {error}; download it again") from error
     return {name: tuple(found) for name, found in boxes.items()}

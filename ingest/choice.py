@@ -1,0 +1,145 @@
+"""Which images of a data set stay, in which split, and why the others go: decisions, no I/O."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ingest.audit import Audit, Candidate, OnDuplicate, OnNear, Pair, audit, connected
+from ingest.near import THRESHOLD
+from ingest.record import Record
+from ingest.split import (
+    SplitConfig,
+    assign_splits,
+    join_patients,
+    over_cap,
+    patient_of,
+    shared_patients,
+)
+from ingest.spool import Entry
+
+OVER_CAP = "over the cap per class"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A usable image: what is known of it, its encoded form, and the data set it came from."""
+
+    record: Record
+    entry: Entry
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A usable image that goes into a shard of this split."""
+
+    record: Record
+    entry: Entry
+    source: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A record that does not, and why; duplicate_of: the key of the image it repeats."""
+
+    record: Record
+    reason: str
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What becomes of duplicates, of near duplicates, and of images beyond the cap."""
+
+    on_duplicate: OnDuplicate = "drop"
+    near_duplicate: OnNear = "report"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """found: the images given; kept: those that stay, in their order; excluded: those that go;
+    pairs: all duplicates and near duplicates among them."""
+
+    found: Sequence[Found]
+    kept: Sequence[Kept]
+    excluded: Sequence[Excluded]
+    pairs: Sequence[Pair]
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """key -> split of what stays."""
+        return {k.record.key: k.split for k in self.kept}
+
+
+def choose(found: Sequence[Found], split: SplitConfig, seed: int, policy: Policy) -> Choice:
+    """Audit, cap and split. The patients of an image and of its duplicate or near duplicate are
+    one patient to the split, so a copy under another name leaks nothing."""
+    records = [f.record for f in found]
+    result = audit([candidate(f) for f in found], policy.on_duplicate, policy.near_duplicate)
+    excluded = [
+        Excluded(r, result.dropped[r.key].reason, result.dropped[r.key].duplicate_of)
+        for r in records
+        if r.key in result.dropped
+    ]
+    single = [r for r in records if r.key not in result.dropped]
+    within = capped(single, split, seed)
+    inside = {r.key for r in within}
+    excluded += [Excluded(r, OVER_CAP) for r in single if r.key not in inside]
+    splits = assign_splits(join_patients(within, _same_patients(records, result)), split, seed)
+    kept = [
+        Kept(f.record, f.entry, f.source, splits[f.record.key])
+        for f in found
+        if f.record.key in inside
+    ]
+    return Choice(found, kept, excluded, result.pairs)
+
+
+def capped(records: Sequence[Record], split: SplitConfig, seed: int) -> list[Record]:
+    """The records without those beyond the cap per class."""
+    cap = split.cap_per_class
+    over = over_cap(records, cap, seed) if cap is not None else set()
+    return [r for r in records if r.key not in over]
+
+
+def notes(choice: Choice) -> tuple[str, ...]:
+    """What a user of the data set should know, in words; the manifest keeps them."""
+    records, splits = [k.record for k in choice.kept], choice.splits
+    said = []
+    unknown = sum(record.patient is None for record in records)
+    if unknown:
+        said.append(f"the patient is unknown for {unknown} of {len(records)} images")
+    stay = [p for p in choice.pairs if p.first in splits and p.second in splits]
+    for kind, pairs in (
+        ("duplicates", [p for p in stay if p.reason.startswith("duplicate")]),
+        (f"near duplicates (at most {THRESHOLD} of 256 bits)", _near(stay)),
+    ):
+        across = sum(splits[p.first] != splits[p.second] for p in pairs)
+        if pairs:
+            said.append(f"{len(pairs)} pairs of {kind} stay, {across} of them across splits")
+    shared = shared_patients(records, splits)
+    if shared:
+        said.append(f"{len(shared)} patients have images in more than one split (given lists)")
+    return tuple(said)
+
+
+def leaks(choice: Choice) -> int:
+    """Patients, and pairs of copies, with images in more than one split: both counted together."""
+    splits = choice.splits
+    stay = (p for p in choice.pairs if p.first in splits and p.second in splits)
+    across = sum(splits[p.first] != splits[p.second] for p in stay)
+    return across + len(shared_patients([k.record for k in choice.kept], splits))
+
+
+def _near(pairs: Sequence[Pair]) -> list[Pair]:
+    return [p for p in pairs if p.reason.startswith("near")]
+
+
+def candidate(found: Found | Kept) -> Candidate:
+    """The image as the audit sees it."""
+    record, entry = found.record, found.entry
+    return Candidate(record.key, record.labels, entry.sha256, entry.pixel_sha256, entry.near_hash)
+
+
+def _same_patients(records: Sequence[Record], result: Audit) -> list[list[str]]:
+    names = {r.key: patient_of(r) for r in records}
+    return connected((names[p.first], names[p.second]) for p in result.pairs)

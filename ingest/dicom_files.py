@@ -1,0 +1,204 @@
+"""The files of a folder with all below it, of a tar, a tar.gz or a zip, met in one pass.
+
+Nothing is unpacked. Names of members are compared and hashed, never used as paths, and no error
+names a file inside: names of DICOM files are often those of patients.
+"""
+
+import gzip
+import io
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ingest.record import MAX_FILE_BYTES
+from shards.codec import BadImage
+from shards.console import UserError
+
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_READ_BYTES = 1 << 20
+_MAX_TAR_HEADER_BYTES = 1 << 20  # of long names, which tarfile reads whole
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """name: below the folder or in the archive, made unique; stamp: size and time of what holds
+    it; open: only before the pass moves on."""
+
+    name: str = field(repr=False)
+    stamp: str
+    size: int
+    open: Callable[[], AbstractContextManager[BinaryIO]] = field(repr=False)
+
+    def read(self) -> bytes:
+        """All its bytes. BadImage when it is too large or cannot be read."""
+        with self.stream() as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise BadImage(f"more than {MAX_FILE_BYTES} bytes")
+        return data
+
+    @contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
+        """Its bytes as a stream; BadImage for what goes wrong while it is read."""
+        try:
+            if self.size > MAX_FILE_BYTES:
+                raise BadImage(f"{self.size} bytes, over the limit of {MAX_FILE_BYTES}")
+            with self.open() as stream:
+                yield stream
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror or 'damaged'}") from None
+        except (*_ZIP_ERRORS, EOFError, NotImplementedError) as error:
+            raise BadImage(f"damaged within the zip ({type(error).__name__})") from None
+
+
+def found_files(src: Path) -> Iterator[FoundFile]:
+    """Every regular file, in a fixed order. UserError when an archive is damaged."""
+    names: Counter[str] = Counter()
+    for file in _opener(src)(src):
+        name = file.name.removeprefix("./")  # as `tar -C folder .` writes them
+        repeated = names[name]  # a tar may hold a name twice
+        names[name] += 1
+        name = f"{name} ({repeated} of the same name before)" if repeated else name
+        yield FoundFile(name, file.stamp, file.size, file.open)
+
+
+def _opener(src: Path) -> Callable[[Path], Iterator[FoundFile]]:
+    """By the first bytes, whatever the name."""
+    if src.is_dir():
+        return _folder_files
+    if not src.is_file():
+        raise UserError(f"no folder or archive {src}; --src names the DICOM files")
+    with src.open("rb") as file:
+        head = file.read(512)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip_files
+    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
+        return _tar_files
+    raise UserError(f"{src} is no archive; allowed: a folder, a tar, a tar.gz or a zip")
+
+
+def _folder_files(folder: Path) -> Iterator[FoundFile]:
+    for place, inner, names in os.walk(folder, onerror=_refuse_folder):
+        inner.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.is_file():
+                relative = path.relative_to(folder).as_posix()
+                opening = cast(Callable[[], BinaryIO], partial(open, path, "rb"))
+                yield FoundFile(relative, _stamp(path), path.stat().st_size, opening)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"a folder below --src cannot be read: {error.strerror}; mend its rights")
+
+
+def _zip_files(path: Path) -> Iterator[FoundFile]:
+    stamp = _stamp(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise _damaged(path, error) from None
+    with archive:
+        for info in archive.infolist():
+            if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
+                opening = partial(_open_member, archive, info)
+                yield FoundFile(info.filename, stamp, info.file_size, opening)
+
+
+def _open_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> AbstractContextManager[BinaryIO]:
+    if info.flag_bits & 1:
+        raise BadImage("encrypted within the zip")
+    return cast(AbstractContextManager[BinaryIO], archive.open(info))
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A header. The standard library takes a damaged one, and a missing end, for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_TarInfo":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise EOFError("a damaged header, or no end") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarInfo":
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (not info.isreg() and info.size > _MAX_TAR_HEADER_BYTES):
+            raise EOFError("a header of an impossible size")
+        return info
+
+
+class _Member(io.RawIOBase):
+    """A member as a stream; its damage is that of the whole archive."""
+
+    def __init__(self, path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        self.path, self.file, self.left = path, tar.extractfile(member), member.size
+
+    def read(self, size: int = -1) -> bytes:
+        wanted = self.left if size < 0 else min(size, self.left)
+        with _intact_tar(self.path):
+            data = self.file.read(wanted) if self.file is not None else b""
+            if len(data) < wanted:
+                raise EOFError
+        self.left -= len(data)
+        return data
+
+
+@contextmanager
+def _intact_tar(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path, error) from None
+
+
+def _tar_files(path: Path) -> Iterator[FoundFile]:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    # gzip.open and not tarfile's own "r|gz", which stops at the end of the first gzip member.
+    with gzip.open(path) if packed else path.open("rb") as raw:
+        stream = cast(BinaryIO, raw)
+        yield from _members(path, stream)
+        with _intact_tar(path):
+            while stream.read(_READ_BYTES):
+                pass  # to the end, where gzip keeps the checksum of all that was read
+
+
+def _members(path: Path, stream: BinaryIO) -> Iterator[FoundFile]:
+    stamp = _stamp(path)
+    with (
+        _intact_tar(path),
+        tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo, bufsize=_READ_BYTES) as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
+            if member.isreg():
+                opening = cast(Callable[[], BinaryIO], partial(_Member, path, tar, member))
+                yield FoundFile(member.name, stamp, member.size, opening)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is damaged or cut short ({type(error).__name__}); fetch it again, then run the "
+        "same command: it goes on where it stopped"
+    )
+
+
+def _stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"

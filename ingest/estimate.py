@@ -1,0 +1,131 @@
+"""What an ingest would write, told from the metadata and a few images, before it is begun.
+
+Run: python -m ingest <source> --src PATH --out DIR --dry-run
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rich.table import Table
+
+from ingest.assemble import MEMBERS_BYTES, SPLITS
+from ingest.choice import OVER_CAP, capped
+from ingest.encode import Encoded, encode_image
+from ingest.engines import Job, LocalEngine
+from ingest.record import Record, Source
+from ingest.run import IngestConfig
+from ingest.split import assign_splits
+from shards.codec import BadImage
+from shards.console import RunFailed, UserError
+from shards.stats import stdout
+
+MEASURED = 32  # images
+_AT_MOST_S = 10.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """labels: label -> split -> images; images: split -> images; excluded: reason -> images;
+    measured: on how many images bytes and seconds are based, 0 when none could be read."""
+
+    dataset: str
+    labels: dict[str, dict[str, int]]
+    images: dict[str, int]
+    excluded: dict[str, int]
+    bytes: int
+    seconds: float
+    measured: int
+    workers: int
+
+
+def estimate(source: Source, config: IngestConfig) -> Estimate:
+    """Writes nothing. UserError for what the ingest would refuse before it encodes."""
+    config.check()
+    encoding = config.encode_config()
+    records = source.records()
+    usable = [r for r in records if not r.excluded]
+    if not usable:
+        raise UserError(f"no usable image among the {len(records)} of {source.name}")
+    kept = capped(usable, source.split, config.seed)
+    splits = assign_splits(kept, source.split, config.seed)
+    excluded = Counter(r.excluded for r in records if r.excluded)
+    excluded[OVER_CAP] = len(usable) - len(kept)
+    jobs = _first(source, {r.location for r in usable})
+    with LocalEngine(1, partial(encode_image, config=encoding)) as engine:
+        done, sizes = _measure(engine, jobs)
+    size, rate = sum(sizes) / max(1, len(sizes)), done / max(1, len(sizes))
+    return Estimate(
+        source.name,
+        _count(source.vocabulary.names, kept, splits),
+        {split: count for split in SPLITS if (count := sum(s == split for s in splits.values()))},
+        {reason: count for reason, count in excluded.items() if reason and count},
+        round(len(kept) * (size + MEMBERS_BYTES)),
+        len(usable) * rate / config.workers,
+        len(sizes),
+        config.workers,
+    )
+
+
+def _count(
+    names: Sequence[str], kept: Sequence[Record], splits: dict[str, str]
+) -> dict[str, dict[str, int]]:
+    found = Counter((label, splits[r.key]) for r in kept for label in r.labels)
+    return {name: {split: found[name, split] for split in SPLITS} for name in names}
+
+
+def _first(source: Source, wanted: set[str]) -> Iterator[Job]:
+    """The first images that can be read."""
+    given = 0
+    for image in source.images():
+        if image.location not in wanted:
+            continue
+        try:
+            yield Job(image.location, image.stamp, image.read())
+        except BadImage:
+            continue
+        given += 1
+        if given == MEASURED:
+            return
+
+
+def _measure(engine: LocalEngine, jobs: Iterator[Job]) -> tuple[float, list[int]]:
+    """Seconds for, and encoded sizes of, the images that decode."""
+    sizes = []
+    start = time.perf_counter()
+    for _, outcome in engine.map(jobs):
+        if isinstance(outcome, Encoded):
+            sizes.append(len(outcome.image))
+        if time.perf_counter() - start > _AT_MOST_S:
+            break
+    return time.perf_counter() - start, sizes
+
+
+def print_estimate(found: Estimate) -> None:
+    """The table on standard output. RunFailed when no image could be measured."""
+    splits = list(found.images)
+    table = Table("images", *splits, title=f"{found.dataset} (dry run)", title_justify="left")
+    for label, counts in found.labels.items():
+        table.add_row(label, *(str(counts[split]) for split in splits))
+    table.add_section()
+    table.add_row("all", *(str(count) for count in found.images.values()))
+    stdout.print(table)
+    for reason, count in sorted(found.excluded.items()):
+        stdout.print(f"left out: {count} {reason}")
+    stdout.print("note: missing, damaged and duplicate images show up only in the run itself")
+    if not found.measured:
+        raise RunFailed("none of the first images decodes; look at them before you ingest")
+    stdout.print(
+        f"expected: {found.bytes / 1e6:.1f} MB of shards (twice that on disk while it runs), about "
+        f"{_duration(found.seconds)} with {found.workers} workers; assumes images like the first "
+        f"{found.measured}, and that no worker waits for the disk"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 2:
+        return f"{hours:.1f} hours"
+    return f"{minutes:.1f} minutes" if minutes >= 2 else f"{max(1, round(seconds))} seconds"

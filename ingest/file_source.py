@@ -1,0 +1,95 @@
+"""What sources of plain image files share: finding the files, and the pass over them."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ingest.files import folder_image, image_files, is_image_name
+from ingest.record import Record, SourceImage
+from ingest.split import SplitConfig
+from shards.console import UserError
+from shards.labels import Vocabulary
+
+_SYSTEM_FOLDER = "__MACOSX"  # macOS puts `._x.jpeg` there for every x.jpeg it packs
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # of a folder, and in front of every shard's name
+
+
+class FileSource:
+    """A Source but for its records(). files: location -> file, in the order of the pass."""
+
+    name: str
+    vocabulary: Vocabulary
+    split: SplitConfig
+
+    def __init__(self, src: Path, files: Mapping[str, Path]) -> None:
+        self.files = files
+        self.synthetic = (src / "SYNTHETIC").is_file()
+
+    def inventory(self) -> list[tuple[str, int]]:
+        return [(_unicode(name), path.stat().st_size) for name, path in self.files.items()]
+
+    def surely_missing(self, records: Sequence[Record]) -> str | None:
+        wanted = {r.location for r in records if not r.excluded}
+        missing = sorted(wanted - self.files.keys())
+        if not missing:
+            return None
+        return f"{len(missing)} of the table's {len(wanted)} images (such as {missing[0]})"
+
+    def images(self) -> Iterator[SourceImage]:
+        for location, path in self.files.items():
+            yield folder_image(path, location)
+
+
+def _unicode(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def check_name(name: str) -> str:
+    """The name itself. UserError when it cannot name a data set."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"--name {name!r}; allowed: up to 40 lower-case letters, digits, - and _, such as "
+            "our-hospital"
+        )
+    return name
+
+
+def require_folder(src: Path, what: str) -> None:
+    """UserError when there is no such folder."""
+    if not src.is_dir():
+        raise UserError(f"no folder {src}; --src names {what}")
+
+
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """Name -> image file right inside a folder. UserError when there is none."""
+    found = {path.name: path for path in image_files(folder)} if folder.is_dir() else {}
+    if not found:
+        raise UserError(f"no images in {folder}; expected the images that the table names")
+    return found
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders right inside a folder, sorted; without hidden ones and macOS's."""
+    return sorted(path for path in folder.iterdir() if _is_plain(path.name) and path.is_dir())
+
+
+def image_tree(root: Path, folder: Path) -> dict[str, Path]:
+    """Path relative to root -> image file, for all in `folder` and the folders in it, sorted."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if _is_plain(name)]
+        paths = [Path(parent, name) for name in names if is_image_name(name)]
+        found.update({p.relative_to(root).as_posix(): p for p in paths if p.is_file()})
+    return dict(sorted(found.items()))
+
+
+def find_root(src: Path, inside: Sequence[str]) -> Path | None:
+    """The first that holds all the folders `inside`: src, the folders in it, those in them."""
+    near = subfolders(src)
+    candidates = [src, *near, *(folder for parent in near for folder in subfolders(parent))]
+    return next((c for c in candidates if all((c / name).is_dir() for name in inside)), None)
+
+
+def _is_plain(name: str) -> bool:
+    return not name.startswith(".") and name != _SYSTEM_FOLDER

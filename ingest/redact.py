@@ -1,0 +1,202 @@
+"""Words burnt into images, covered by black rectangles in one split (Bassi & Attux cover them in
+their test images, by hand): a CSV `file,x,y,w,h` in pixels of the original image, upright.
+
+Images are encoded before their split is known, so those to be covered are read and encoded once
+more, from the source's own pixels: the rectangles are drawn before the size is reduced.
+"""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ingest.choice import Choice, Kept
+from ingest.encode import EncodeConfig, Encoded, Rejected, encode_image
+from ingest.engines import Job, LocalEngine
+from ingest.record import Record, Source
+from ingest.spool import Entry, Spool
+from shards.codec import BadImage, decode_grey, encode
+from shards.console import RunFailed, UserError
+from shards.dicom import decode_dicom
+from shards.dicom_header import is_dicom
+from shards.manifest import Manifest
+
+RedactSplit = Literal["train", "val", "test", "all"]
+_COLUMNS = ("file", "x", "y", "w", "h")
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """Left, top, width and height in pixels of the original image."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+
+Rectangles = Mapping[str, tuple[Rectangle, ...]]  # file (or SHA-256 of its bytes) -> rectangles
+
+
+def read_rectangles(path: Path) -> Rectangles:
+    """The rectangles of each file. UserError when the table is none."""
+    try:
+        rows = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; give a CSV {','.join(_COLUMNS)}") from error
+    if not rows.fieldnames or not set(_COLUMNS) <= set(rows.fieldnames):
+        raise UserError(f"{path} has the columns {rows.fieldnames}; expected {','.join(_COLUMNS)}")
+    found: dict[str, list[Rectangle]] = defaultdict(list)
+    for row in rows:
+        try:
+            x, y, w, h = (float(row[name]) for name in _COLUMNS[1:])
+        except (TypeError, ValueError):
+            x = y = w = h = 0.0
+        if not (w > 0 and h > 0 and x >= 0 and y >= 0 and np.isfinite([x, y, w, h]).all()):
+            values = ",".join(str(row[name]) for name in _COLUMNS)
+            raise UserError(
+                f"{path} line {rows.line_num}: {values}; expected a file and numbers, x and y from "
+                "0, w and h above 0"
+            )
+        found[row["file"]].append(Rectangle(x, y, w, h))
+    return {file: tuple(several) for file, several in found.items()}
+
+
+def check_files(rectangles: Rectangles, records: Sequence[Record], path: Path) -> None:
+    """UserError when the data set has no such file: its words would stay to be read."""
+    unknown = sorted(rectangles.keys() - {record.file for record in records})
+    if unknown:
+        raise UserError(
+            f"{path} names {len(unknown)} files that the data set lacks, such as {unknown[0]}; "
+            f"its files are named as {records[0].file}"
+        )
+
+
+def settings(path: Path | None, split: RedactSplit) -> dict[str, Any]:
+    """What goes into the manifest's settings: nothing without a table."""
+    if path is None:
+        return {}
+    return {"redact": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "split": split}}
+
+
+def refuse_redacted(manifest: Manifest, *, kept_split: str | None = None) -> None:
+    """UserError when images of another split than `kept_split` would change their split though
+    words are covered in one split only."""
+    split = manifest.settings.get("redact", {}).get("split", "all")
+    if split not in ("all", kept_split):
+        raise UserError(
+            f"words are covered in the {split} images of {manifest.dataset} alone, so its images "
+            "cannot change splits; ingest it again, or with --redact-split all"
+        )
+
+
+def cover(
+    source: Source,
+    choice: Choice,
+    rectangles: Rectangles,
+    split: RedactSplit,
+    spool: Spool,
+    config: EncodeConfig,
+    workers: int,
+) -> Choice:
+    """The choice with covered images in place of those of the split that the table names. They
+    keep the hashes of the source's images, which tell copies."""
+    wanted = {
+        k.record.location: k
+        for k in choice.kept
+        if k.record.file in rectangles and split in (k.split, "all")
+    }
+    if not wanted:
+        return choice
+    for kept in wanted.values():
+        _check_inside(kept, rectangles[kept.record.file])
+    by_bytes: dict[str, tuple[Rectangle, ...]] = defaultdict(tuple)
+    for kept in wanted.values():
+        by_bytes[kept.entry.sha256] += rectangles[kept.record.file]
+    covered: dict[str, Entry] = {}
+    with LocalEngine(
+        workers, partial(encode_covered, config=config, rectangles=dict(by_bytes))
+    ) as engine:
+        for job, outcome in engine.map(_jobs(source, wanted)):
+            kept = wanted[job.location]
+            covered[kept.record.key] = _store(spool, job, outcome, kept, by_bytes)
+    if len(covered) < len(wanted):
+        raise RunFailed(
+            f"{len(wanted) - len(covered)} images to be covered are gone from the source"
+        )
+    return replace(
+        choice,
+        kept=[
+            replace(k, entry=covered[k.record.key]) if k.record.key in covered else k
+            for k in choice.kept
+        ],
+    )
+
+
+def encode_covered(data: bytes, config: EncodeConfig, rectangles: Rectangles) -> Encoded | Rejected:
+    """One source file's bytes -> what the shard stores of it, covered. rectangles: by SHA-256."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 not in rectangles:
+        return Rejected("another file than before", sha256)
+    try:
+        decode = decode_dicom if is_dicom(data) else decode_grey
+        grey = decode(data, config.max_pixels)
+        return encode_image(encode(blacken(grey, rectangles[sha256]), "png"), config)
+    except BadImage as error:
+        return Rejected(str(error), sha256)
+
+
+def blacken(grey: np.ndarray, rectangles: Sequence[Rectangle]) -> np.ndarray:
+    """A copy of (H, W) uint8 with every pixel that a rectangle touches at 0."""
+    black = np.array(grey)
+    for box in rectangles:
+        left, top = int(box.x), int(box.y)
+        right, bottom = int(np.ceil(box.x + box.w)), int(np.ceil(box.y + box.h))
+        black[top:bottom, left:right] = 0
+    return black
+
+
+def _jobs(source: Source, wanted: Mapping[str, Kept]) -> Iterator[Job]:
+    left = set(wanted)
+    for image in source.images():
+        if image.location in left:
+            left.remove(image.location)
+            yield Job(image.location, image.stamp, image.read())
+            if not left:
+                return
+
+
+def _store(
+    spool: Spool, job: Job, outcome: Encoded | Rejected, kept: Kept, rectangles: Rectangles
+) -> Entry:
+    """Put the covered image into the spool; its entry tells the source's image as before."""
+    if isinstance(outcome, Rejected):
+        raise RunFailed(f"{kept.record.file} cannot be covered: {outcome.reason}; ingest it again")
+    boxes = repr(rectangles[kept.entry.sha256]).encode()
+    name = f"covered {hashlib.sha256(boxes).hexdigest()} {job.location}"
+    spool.add(name, job.stamp, outcome)
+    stored = spool.entries[name]
+    return replace(
+        kept.entry,
+        location=name,
+        chunk=stored.chunk,
+        offset=stored.offset,
+        size=stored.size,
+        extension=stored.extension,
+    )
+
+
+def _check_inside(kept: Kept, rectangles: Sequence[Rectangle]) -> None:
+    width, height = kept.entry.width, kept.entry.height
+    for box in rectangles:
+        if box.x >= width or box.y >= height:
+            raise UserError(
+                f"a rectangle of {kept.record.file} begins at {box.x:g}, {box.y:g}, outside its "
+                f"{width} x {height} pixels; coordinates are those of the original image"
+            )

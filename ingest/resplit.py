@@ -1,0 +1,228 @@
+"""A finished data set split anew, from its records alone: no image is decoded.
+
+Run: python -m ingest resplit DIR... [--out OUT] --seed 1
+"""
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ingest.assemble import Head, assemble
+from ingest.choice import Excluded, Found, Kept, Policy, choose
+from ingest.finished import Finished
+from ingest.lists import apply_split_lists
+from ingest.quarantine import FILE_NAME as QUARANTINE
+from ingest.record import Record
+from ingest.redact import refuse_redacted
+from ingest.split import TEST, TRAIN_VAL, SplitConfig, check_counts, check_fractions
+from ingest.spool import FOLDER_NAME as SPOOL
+from ingest.spool import differences, lock
+from ingest.tables import EXCLUDED, excluded_row, read_rows
+from shards.console import RunFailed, UserError, progress, stderr
+from shards.manifest import FILE_NAME as MANIFEST
+from shards.manifest import Manifest, load_manifest, manifest_hash
+from shards.verify import find_datasets
+
+_HISTORY = "resplit_of"
+
+
+@dataclass(frozen=True)
+class ResplitConfig:
+    """Split finished data sets anew: another seed, cap, share or list. No image is decoded; images
+    that the first ingest left out stay out."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of data sets, or folders that hold several."""
+    out: Path | None = None
+    """Folder for the new shards. Default: in place, at once when all is written."""
+    seed: int | None = None
+    """Decides splits and the order of samples. Default: as before."""
+    fractions: tuple[float, float, float] | None = None
+    """Shares of train, val and test. Default: as before."""
+    test_per_class: int | None = None
+    """Test images of each class; the shares of train and val divide the rest."""
+    cap_per_class: int | None = None
+    """Use no more than this many images of each class."""
+    keep_test: bool = False
+    """Leave the test set as it is and divide the rest into train and val."""
+    train_list: Path | None = None
+    """Text file of the files for training, one a line as in lists/train.txt; needs --test-list."""
+    val_list: Path | None = None
+    """The same for validation. Without it, a share of the training patients is set apart."""
+    test_list: Path | None = None
+    """The same for testing. What is in no list is left out."""
+    shard_mb: int | None = None
+    """Size of a shard, about, in MB. Default: as before."""
+    progress: bool = True
+    """Show progress bars."""
+
+    def lists(self) -> dict[str, Path]:
+        """Split -> list. UserError for lists that make no sense together."""
+        if not (self.train_list or self.val_list or self.test_list):
+            return {}
+        if not self.train_list or not self.test_list:
+            raise UserError("--train-list and --test-list belong together; --val-list is optional")
+        if self.keep_test:
+            raise UserError("--keep-test and --test-list exclude each other")
+        if self.val_list:
+            return {"train": self.train_list, "val": self.val_list, "test": self.test_list}
+        return {TRAIN_VAL: self.train_list, "test": self.test_list}
+
+
+def resplit(config: ResplitConfig) -> list[tuple[Path, Manifest]]:
+    """Split every data set anew; returns their folders and manifests."""
+    for folder in config.folders:
+        _recover(folder)
+    found = [path for folder in config.folders for path in find_datasets(folder)]
+    if not found:
+        raise UserError("no data set named; give the folders of finished data sets")
+    return [_resplit(folder.resolve(), config) for folder in found]
+
+
+def _resplit(folder: Path, config: ResplitConfig) -> tuple[Path, Manifest]:
+    old = load_manifest(folder)
+    refuse_redacted(old, kept_split=TEST if config.keep_test else None)
+    split = new_split(old, config)
+    lists = config.lists()
+    settings = _settings(folder, old, split, lists, config)
+    target = config.out.resolve() / old.dataset if config.out else folder
+    if _is_done(target, old if target == folder else None, settings):
+        stderr.print(f"{target} is split this way already; nothing to do")
+        return target, load_manifest(target)
+    work = target if target != folder else _work(folder)
+    (work / SPOOL).mkdir(parents=True, exist_ok=True)
+    with lock(work / SPOOL):
+        manifest = _write(folder, work, old, settings, split, lists, config)
+    shutil.rmtree(work / SPOOL)
+    if work != target:
+        _swap(folder)
+    return target, manifest
+
+
+def new_split(old: Manifest, config: ResplitConfig) -> SplitConfig:
+    """The data set's split with what the command changes. UserError for numbers out of range."""
+    known = old.settings["split"]
+    fractions = config.fractions or tuple(known["fractions"])
+    per_class = known["test_per_class"] if config.fractions is None else None
+    cap, was = config.cap_per_class, known["cap_per_class"]
+    check_fractions(fractions)
+    check_counts(config.test_per_class, cap, config.shard_mb)
+    if cap and was and cap > was:
+        raise UserError(
+            f"--cap-per-class {cap}, but {old.dataset} was capped at {was} and holds no more; "
+            "ingest it again with the larger cap"
+        )
+    return SplitConfig(fractions, config.test_per_class or per_class, cap or was)
+
+
+def _settings(
+    folder: Path,
+    old: Manifest,
+    split: SplitConfig,
+    lists: Mapping[str, Path],
+    config: ResplitConfig,
+) -> dict[str, Any]:
+    given = {name: hashlib.sha256(_bytes(path)).hexdigest() for name, path in lists.items()}
+    changed = {
+        "seed": old.settings["seed"] if config.seed is None else config.seed,
+        "shard_mb": config.shard_mb or old.settings["shard_mb"],
+        "split": asdict(split) | {"fractions": list(split.fractions)},
+        "lists": given,
+        "keep_test": config.keep_test,
+        _HISTORY: manifest_hash(folder),
+    }
+    return {**old.settings, **changed}
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror}") from error
+
+
+def _is_done(target: Path, same: Manifest | None, settings: Mapping[str, Any]) -> bool:
+    """Whether the target holds this split. UserError when it holds another data set."""
+    if same is not None:  # in place: the history says what it was made from, not how it is split
+        return {**same.settings, _HISTORY: ""} == {**settings, _HISTORY: ""}
+    if not (target / MANIFEST).exists():
+        return False
+    there = load_manifest(target).settings
+    if there != settings:
+        raise UserError(
+            f"{target} is finished, with other settings: {differences(there, settings)}; name "
+            "another --out or remove it"
+        )
+    return True
+
+
+def _write(
+    folder: Path,
+    work: Path,
+    old: Manifest,
+    settings: Mapping[str, Any],
+    split: SplitConfig,
+    lists: Mapping[str, Path],
+    config: ResplitConfig,
+) -> Manifest:
+    finished = Finished([folder])
+    with progress("verify", finished.samples, shown=config.progress) as advance:
+        (samples,) = finished.load(advance)
+    records = _records(samples, lists, keep_test=config.keep_test)
+    usable = [Found(r, k.entry, k.source) for r, k in zip(records, samples) if not r.excluded]
+    left_out = [Excluded(r, r.excluded) for r in records if r.excluded]
+    policy = Policy(settings.get("on_duplicate", "drop"), settings.get("near_duplicate", "report"))
+    choice = choose(usable, split, settings["seed"], policy)
+    if not choice.kept:
+        raise RunFailed(f"no image of {old.dataset} is left; the lists name none of its files")
+    head = Head(
+        old.dataset,
+        old.vocabulary,
+        old.shorter_side,
+        old.synthetic,
+        settings,
+        [*read_rows(folder / EXCLUDED), *(excluded_row(e) for e in left_out)],
+        Counter(old.excluded) + Counter(e.reason for e in left_out),
+    )
+    if (folder / QUARANTINE).is_file():
+        shutil.copyfile(folder / QUARANTINE, work / QUARANTINE)
+    return assemble(work, head, choice, finished, work / SPOOL, shown=config.progress)
+
+
+def _records(
+    samples: Sequence[Kept], lists: Mapping[str, Path], *, keep_test: bool
+) -> list[Record]:
+    if lists:
+        return apply_split_lists([k.record for k in samples], lists)
+    if keep_test:
+        return [replace(k.record, split=TEST if k.split == TEST else TRAIN_VAL) for k in samples]
+    return [k.record for k in samples]
+
+
+def _work(folder: Path) -> Path:
+    # One level deeper than a data set beside this one, where nothing looks for data sets.
+    return folder.parent / f".resplit-{folder.name}" / folder.name
+
+
+def _swap(folder: Path) -> None:
+    """Put the new data set in the old one's place: two renames, which _recover completes."""
+    work = _work(folder)
+    folder.rename(work.parent / "old")
+    work.rename(folder)
+    shutil.rmtree(work.parent)
+
+
+def _recover(folder: Path) -> None:
+    """Complete the swaps that a kill cut in two, of this data set or of those in this folder."""
+    for parent in (folder, folder.parent):
+        for old in parent.glob(".resplit-*/old"):
+            target = parent / old.parent.name.removeprefix(".resplit-")
+            if not target.exists():
+                _work(target).rename(target)
+            shutil.rmtree(old.parent)

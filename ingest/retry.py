@@ -1,0 +1,226 @@
+"""The quarantined images of a finished data set, tried again: what decodes now becomes new shards.
+
+Run: python -m ingest <source> --src PATH --out DIR --retry, with the options of the first run.
+The shards there are stay as they are; tables are renewed, then the manifest. audit.html stays, as
+it shows images that are in no shard; the manifest's notes count new pairs too.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ingest.assemble import SPLITS, count_splits, plan_samples, plan_shards
+from ingest.audit import OnDuplicate, OnNear, audit, connected
+from ingest.choice import OVER_CAP, Choice, Excluded, Found, Kept, Policy, candidate, notes
+from ingest.finished import Finished
+from ingest.quarantine import FILE_NAME as QUARANTINE
+from ingest.quarantine import quarantine_row, write_quarantine_rows
+from ingest.record import Record, Source
+from ingest.run import QUARANTINED, IngestConfig, all_settings, encode_all, spool_settings
+from ingest.split import SplitConfig, assign_splits, join_patients, patient_of
+from ingest.spool import FOLDER_NAME as SPOOL
+from ingest.spool import Spool, differences
+from ingest.tables import (
+    EXCLUDED,
+    SAMPLES,
+    excluded_row,
+    read_rows,
+    sample_row,
+    write_excluded,
+    write_lists,
+    write_samples,
+)
+from shards.console import UserError, progress, stderr
+from shards.manifest import FILE_NAME as MANIFEST
+from shards.manifest import Manifest, ShardInfo, load_manifest, shard_path
+from shards.writer import write_atomic, write_shard
+
+_MAY_CHANGE = "files_sha256"  # a file that was downloaded again has another size
+
+
+def retry(source: Source, config: IngestConfig) -> Manifest:
+    """Add what decodes now; returns the data set's manifest. UserError for other settings."""
+    config.check()
+    if config.redact:
+        raise UserError("--retry covers no words; ingest again into another --out")
+    folder = config.out / source.name
+    old = load_manifest(folder)
+    records = source.records()
+    encoding = config.encode_config()
+    settings = all_settings(source, records, config, encoding)
+    known = {**old.settings, _MAY_CHANGE: settings[_MAY_CHANGE]}
+    if known != settings:
+        raise UserError(
+            f"{folder} was made with other settings: {differences(known, settings)}; --retry needs "
+            "the options of the first run"
+        )
+    bad = {row["member"] for row in read_rows(folder / QUARANTINE)}
+    again = [r for r in records if r.file in bad and not r.excluded]
+    if not again:
+        stderr.print(f"{folder} has no quarantined images; nothing to do")
+        return old
+    with Spool(folder, spool_settings(settings)) as spool:
+        _remove_strangers(folder, old)
+        # What still does not decode stays in quarantine, and what is gone too: no reason to fail.
+        patient = replace(config, max_bad=1.0, allow_missing=True)
+        encode_all(source, again, spool, patient, encoding)
+        spool.flush()
+        manifest = _add(source, again, spool, folder, replace(old, settings=settings), config)
+    shutil.rmtree(folder / SPOOL)
+    return manifest
+
+
+def _remove_strangers(folder: Path, manifest: Manifest) -> None:
+    """Shards of a retry that was cut short."""
+    listed = {shard_path(folder, shard) for shard in manifest.shards}
+    for split in SPLITS:
+        for path in (folder / split).glob(f"{manifest.dataset}-{split}-*"):
+            if path.with_suffix(".tar") not in listed or path.suffix == ".tmp":
+                path.unlink()
+
+
+def _add(
+    source: Source,
+    records: Sequence[Record],
+    spool: Spool,
+    folder: Path,
+    old: Manifest,
+    config: IngestConfig,
+) -> Manifest:
+    finished = Finished([folder])
+    with progress("verify", finished.samples, shown=config.progress) as advance:
+        (there,) = finished.load(advance)
+    keys = {k.record.key for k in there}
+    records = [r for r in records if r.key not in keys]  # added before, then cut short
+    entries = {r.key: spool.entries[r.location] for r in records if r.location in spool.entries}
+    fresh = [
+        Found(r, entries[r.key], source.name)
+        for r in records
+        if r.key in entries and not entries[r.key].problem
+    ]
+    policy = Policy(config.on_duplicate, config.near_duplicate)
+    choice = place(there, fresh, source.split, config.seed, policy)
+    added = choice.kept[len(there) :]
+    shards, rows = _write_shards(folder, old, added, spool, config)
+    by_split = {split: number for number, split in enumerate(SPLITS)}
+    rows = [row for row in read_rows(folder / SAMPLES) if row["key"] in keys] + rows
+    write_samples(folder, sorted(rows, key=lambda row: by_split[row["split"]]))
+    done = {k.record.file for k in there} | {f.record.file for f in fresh}
+    problems = {
+        r.file: quarantine_row(e, source.name) for r in records if (e := entries.get(r.key))
+    }
+    still = [
+        problems.get(row["member"], row)
+        for row in read_rows(folder / QUARANTINE)
+        if row["member"] not in done
+    ]
+    left_out = [excluded_row(e) for e in choice.excluded]
+    write_excluded(folder, [*_without(folder, left_out), *left_out])
+    splits = count_splits(choice.kept, old.vocabulary)
+    write_lists(folder, choice.kept, splits)
+    excluded = Counter(old.excluded) + Counter(e.reason for e in choice.excluded)
+    excluded[QUARANTINED] = len(still)
+    extensions = {k.entry.extension for k in choice.kept}
+    manifest = replace(
+        old,
+        image_extension=";".join(sorted(extensions)),
+        splits=splits,
+        excluded={reason: count for reason, count in excluded.items() if count},
+        shards=tuple(sorted([*old.shards, *shards], key=lambda s: (by_split[s.split], s.name))),
+        notes=notes(choice),
+    )
+    write_atomic(folder / MANIFEST, manifest.to_json())
+    # Last: a run that is cut short before tries the same images again.
+    write_quarantine_rows(folder / QUARANTINE, still)
+    return manifest
+
+
+def place(
+    there: Sequence[Kept], fresh: Sequence[Found], split: SplitConfig, seed: int, policy: Policy
+) -> Choice:
+    """Which of the fresh images are added, and to which split: that of their patient or of their
+    copy where one is there. `there` stays as it is, and comes first in what is kept."""
+    on_duplicate: OnDuplicate = "fail" if policy.on_duplicate == "fail" else "keep"
+    on_near: OnNear = "keep" if policy.near_duplicate == "keep" else "report"
+    found = [*_found(there), *fresh]
+    pairs = audit([candidate(f) for f in found], on_duplicate, on_near).pairs
+    new = {f.record.key for f in fresh}
+    excluded: dict[str, tuple[str, str]] = {}
+    for pair in pairs:
+        kind = policy.near_duplicate if pair.reason.startswith("near") else policy.on_duplicate
+        one, other = sorted((pair.first, pair.second), key=lambda key: (key in new, key))
+        if kind == "drop" and other in new:
+            excluded.setdefault(other, (pair.reason, one))
+    records = [f.record for f in found]
+    names = {r.key: patient_of(r) for r in records}
+    groups = connected((names[p.first], names[p.second]) for p in pairs)
+    joined = join_patients(records, groups)
+    home = {patient_of(r): k.split for r, k in zip(joined, there)}
+    placed = [
+        replace(r, split=home.get(patient_of(r), r.split))
+        for r in joined[len(there) :]
+        if r.key not in excluded
+    ]
+    over = _over_cap(there, placed, split.cap_per_class)
+    splits = assign_splits([r for r in placed if r.key not in over], _free_split(split), seed)
+    left_out = [
+        Excluded(f.record, *excluded.get(f.record.key, (OVER_CAP, None)))
+        for f in fresh
+        if f.record.key not in splits
+    ]
+    added = [
+        Kept(f.record, f.entry, f.source, splits[f.record.key])
+        for f in fresh
+        if f.record.key in splits
+    ]
+    return Choice(found, [*there, *added], left_out, pairs)
+
+
+def _found(kept: Sequence[Kept]) -> list[Found]:
+    return [Found(k.record, k.entry, k.source) for k in kept]
+
+
+def _free_split(split: SplitConfig) -> SplitConfig:
+    """How images of new patients are shared out: a test set of so many per class stays closed."""
+    if split.test_per_class is None:
+        return SplitConfig(split.fractions)
+    train, val, _ = split.fractions
+    return SplitConfig((train, val, 0.0))
+
+
+def _over_cap(there: Sequence[Kept], placed: Sequence[Record], cap: int | None) -> set[str]:
+    """Keys of the fresh images of a class that is full."""
+    counts = Counter(label for k in there for label in k.record.labels)
+    over = set()
+    for record in sorted(placed, key=lambda r: r.key):
+        if cap is not None and any(counts[label] >= cap for label in record.labels):
+            over.add(record.key)
+        else:
+            counts.update(record.labels)
+    return over
+
+
+def _write_shards(
+    folder: Path, old: Manifest, added: Sequence[Kept], spool: Spool, config: IngestConfig
+) -> tuple[list[ShardInfo], list[Mapping[str, Any]]]:
+    """The new shards, and the rows of their samples."""
+    there = Counter(shard.split for shard in old.shards)
+    plans = plan_shards(old.dataset, added, config.shard_mb * 10**6, config.seed, there)
+    shards: list[ShardInfo] = []
+    rows: list[Mapping[str, Any]] = []
+    with progress("add", len(added), shown=config.progress) as advance:
+        for plan in plans:
+            samples = plan_samples(plan, old.vocabulary, spool, advance)
+            shards.append(write_shard(folder / plan.split / plan.name, plan.split, samples))
+            rows += [sample_row(kept, plan.name) for kept in plan.samples]
+    return shards, rows
+
+
+def _without(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of excluded.parquet but for those of these keys: a retry that was cut short may
+    have written them."""
+    keys = {row["key"] for row in rows}
+    return [row for row in read_rows(folder / EXCLUDED) if row["key"] not in keys]

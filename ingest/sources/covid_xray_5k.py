@@ -1,0 +1,61 @@
+"""COVID-Xray-5k: `{train,test}/{covid,non}/`, images at any depth -> COVID-19 or other.
+
+Minaee et al., "Deep-COVID" (arXiv 2004.09363): 84 COVID-19 and 2000 other images for training, 100
+and 3000 for testing. Some copies nest `test/non/<finding>/`. Its patients are unknown.
+Run: python -m ingest covid-xray-5k --src PATH --out DIR
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest.file_source import FileSource, find_root, image_tree, require_folder
+from ingest.given_split import GIVEN_SPLIT, val_from_train
+from ingest.record import Record
+from ingest.split import TEST, TRAIN
+from shards.console import UserError
+from shards.labels import Vocabulary
+from shards.sample import make_key
+
+NAME = "covid-xray-5k"
+_SPLITS = (TRAIN, TEST)
+_CLASSES = {"covid": "COVID-19", "non": "Other"}
+_FOLDERS = [f"{split}/{name}" for split in _SPLITS for name in _CLASSES]
+
+
+@dataclass(frozen=True)
+class CovidXray5kConfig:
+    """COVID-Xray-5k, unpacked: train/covid, train/non, test/covid and test/non, images at any
+    depth. Labels: Other, COVID-19. The published test set; 10 % of train becomes val."""
+
+    src: Path
+    """Folder with train/ and test/, or the folder around it."""
+
+
+class CovidXray5k(FileSource):
+    """The Source built from a CovidXray5kConfig."""
+
+    name = NAME
+    vocabulary = Vocabulary(("Other", "COVID-19"), exclusive=True)
+    split = GIVEN_SPLIT
+
+    def __init__(self, config: CovidXray5kConfig) -> None:
+        """UserError when the four folders are not there, or one holds no image."""
+        require_folder(config.src, "the unpacked COVID-Xray-5k")
+        root = find_root(config.src, _FOLDERS)
+        if root is None:
+            raise UserError(f"no {', '.join(_FOLDERS)} in {config.src} or the folders in it")
+        files: dict[str, Path] = {}
+        for folder in _FOLDERS:
+            tree = image_tree(root, root / folder)
+            if not tree:
+                raise UserError(f"no image in {root / folder}; unpack the data set again")
+            files |= tree
+        super().__init__(config.src, files)
+
+    def records(self) -> list[Record]:
+        return val_from_train([_record(location) for location in self.files])
+
+
+def _record(location: str) -> Record:
+    split, folder = location.split("/")[:2]
+    return Record(location, make_key(location), (_CLASSES[folder],), split=split)

@@ -1,0 +1,101 @@
+"""Kermany's chest X-rays of children: `chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/` -> normal,
+bacterial or viral pneumonia.
+
+Kermany et al., "Identifying Medical Diagnoses ..." (Cell 2018). File names carry cause and patient:
+`person1_virus_6.jpeg`, `IM-0115-0001.jpeg`, and in the third edition `VIRUS-1009694-0001.jpeg`.
+The published folders are the splits; where a patient stands in several, the images outside test
+(then outside val) are left out. A nested copy `chest_xray/chest_xray/`, `__MACOSX` and `.DS_Store`
+are passed over. Run: python -m ingest kermany --src PATH --out DIR
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from ingest.file_source import FileSource, find_root, image_tree, require_folder
+from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
+from ingest.record import Record
+from ingest.split import TEST, TRAIN, VAL, SplitConfig
+from shards.console import UserError
+from shards.labels import Vocabulary
+from shards.sample import make_key
+
+NAME = "kermany"
+_NORMAL, _PNEUMONIA = "NORMAL", "PNEUMONIA"
+_NEEDED = [f"{split}/{folder}" for split in (TRAIN, TEST) for folder in (_NORMAL, _PNEUMONIA)]
+_BACTERIAL, _VIRAL = "Bacterial Pneumonia", "Viral Pneumonia"
+_CAUSES = {"bacteria": _BACTERIAL, "virus": _VIRAL}
+# Bacterial and viral persons are numbered apart, each from 1: person1_bacteria_1 (train) and
+# person1_virus_6 (test) are two. Joining them would take hundreds of images from train for nothing.
+_PERSON = re.compile(r"(person\d+_(bacteria|virus))_\d+(?:_\d+)?")
+_HEALTHY = re.compile(r"((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)?")
+_THIRD_EDITION = re.compile(r"(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
+
+
+@dataclass(frozen=True)
+class KermanyConfig:
+    """Kermany's chest X-rays of children, unpacked: chest_xray/ with train, test and perhaps val,
+    each with NORMAL and PNEUMONIA. Labels: Normal, Bacterial Pneumonia, Viral Pneumonia, from the
+    file names. A patient of several folders counts for test, else val; the rest is left out."""
+
+    src: Path
+    """Folder chest_xray, or the folder around it."""
+    random_split: bool = False
+    """Split patients 80/10/10 by --seed, whatever folder they stand in: the published val has 16
+    images."""
+
+
+class Kermany(FileSource):
+    """The Source built from a KermanyConfig."""
+
+    name = NAME
+    vocabulary = Vocabulary(("Normal", _BACTERIAL, _VIRAL), exclusive=True)
+
+    def __init__(self, config: KermanyConfig) -> None:
+        """UserError when the folders are not there."""
+        require_folder(config.src, "the unpacked chest_xray")
+        root = find_root(config.src, _NEEDED)
+        if root is None:
+            raise UserError(f"no {', '.join(_NEEDED)} in {config.src} or the folders in it")
+        self.random_split = config.random_split
+        self.split = SplitConfig((0.8, 0.1, 0.1)) if config.random_split else GIVEN_SPLIT
+        files: dict[str, Path] = {}
+        for split in (TRAIN, VAL, TEST):
+            for folder in (_NORMAL, _PNEUMONIA):
+                files |= image_tree(root, root / split / folder)
+        super().__init__(config.src, files)
+
+    def records(self) -> list[Record]:
+        records = [_record(location) for location in self.files]
+        if self.random_split:
+            return [replace(record, split=None) for record in records]
+        return val_from_train(keep_patients_apart(records))
+
+
+def _record(location: str) -> Record:
+    split, folder = location.split("/")[:2]
+    stem = re.sub(r" \(\d+\)$", "", PurePosixPath(location).stem)  # `x (1)`: a copy of x
+    label, patient = parse_name(stem, folder)
+    if label is None:
+        raise UserError(
+            f"{location} says neither bacteria nor virus; expected names such as "
+            "person1_virus_6.jpeg or VIRUS-1009694-0001.jpeg; download the images again"
+        )
+    return Record(
+        location=location,
+        key=make_key(location),
+        labels=(label,),
+        patient=f"{NAME}:{patient}" if patient else None,
+        split=split,
+    )
+
+
+def parse_name(stem: str, folder: str) -> tuple[str | None, str | None]:
+    """Label and patient of a file of NORMAL or PNEUMONIA; None: the name does not say."""
+    person = _PERSON.fullmatch(stem)
+    third = _THIRD_EDITION.fullmatch(stem)
+    healthy = _HEALTHY.fullmatch(stem)
+    cause = person[2] if person else third[1].lower() if third else ""
+    label = "Normal" if folder == _NORMAL else _CAUSES.get(cause)
+    patient = person[1] if person else third[2] if third else healthy[1] if healthy else None
+    return label, patient

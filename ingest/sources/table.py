@@ -1,0 +1,125 @@
+"""Anybody's own images with a CSV table: a row per image, its path relative to SRC, its labels
+joined by `|`, and columns for patient, split and view where there are some -> labels.
+
+Run: python -m ingest csv --src PATH --table FILE --name NAME --out DIR
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import isfile  # False for a name that is too long, where Path.is_file raises
+from pathlib import Path, PurePosixPath
+
+from ingest.csv_rows import read_rows, refuse_repeats
+from ingest.file_source import FileSource, check_name, require_folder
+from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
+from ingest.record import Record
+from ingest.split import TEST, TRAIN, TRAIN_VAL, VAL, SplitConfig
+from shards.console import UserError, warn
+from shards.labels import Vocabulary
+from shards.sample import make_key
+
+NAME = "csv"
+_SPLITS = (TRAIN, VAL, TEST, TRAIN_VAL)
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Your own images with a CSV table, one row per image: its path relative to SRC, its labels
+    joined by |, and columns for patient, split and view where you have them. The labels exclude
+    each other when every row has exactly one; a row may have none. Give the patients, if several
+    images are of one: without them, they may come to stand in different splits."""
+
+    src: Path
+    """Folder that the table's paths start from."""
+    table: Path
+    """The CSV file, with a header."""
+    name: str = NAME
+    """Name of the data set: of its folder in OUT and of its shards."""
+    labels: tuple[str, ...] = ()
+    """The labels, in the order of the outputs. Default: those in the table, sorted."""
+    path_column: str = "path"
+    """Column with the images' paths."""
+    labels_column: str = "labels"
+    """Column with the labels."""
+    patient_column: str | None = None
+    """Column with the patients. A patient whom the table puts into several splits counts for test,
+    else val; the other images are left out."""
+    split_column: str | None = None
+    """Column with train, val, test, or train_val, which is divided 90/10, as train is where no row
+    says val. Default: patients are split 70/10/20."""
+    view_column: str | None = None
+    """Column with the views, such as PA."""
+
+
+class Table(FileSource):
+    """The Source built from a TableConfig."""
+
+    def __init__(self, config: TableConfig) -> None:
+        """UserError for a table that is missing or wrong, or when none of its images is there."""
+        require_folder(config.src, "the folder that the table's paths start from")
+        self.name = check_name(config.name)
+        self.split = GIVEN_SPLIT if config.split_column else SplitConfig()
+        columns = (config.path_column, config.labels_column)
+        others = (config.patient_column, config.split_column, config.view_column)
+        required = [*columns, *(column for column in others if column is not None)]
+        rows = list(read_rows(config.table, required))
+        self.rows = [_record(self.name, config, line, cells) for line, cells in rows]
+        refuse_repeats((r.location for r in self.rows), config.table)
+        self.vocabulary = _vocabulary(self.rows, config)
+        paths = {r.location: config.src / r.location for r in self.rows}
+        super().__init__(config.src, {k: path for k, path in paths.items() if isfile(path)})
+        if not self.files:
+            raise UserError(
+                f"none of the {len(paths)} images of {config.table} is in {config.src}, such as "
+                f"{next(iter(paths))}; --src names the folder that the paths start from"
+            )
+
+    def records(self) -> list[Record]:
+        return val_from_train(keep_patients_apart(self.rows))
+
+
+def _record(name: str, config: TableConfig, line: int, cells: Mapping[str, str]) -> Record:
+    where = f"{config.table} line {line}"
+    location = _location(cells[config.path_column], where)
+    parts = (part.strip() for part in cells[config.labels_column].split("|"))
+    patient = cells[config.patient_column] if config.patient_column else ""
+    split = cells[config.split_column] if config.split_column else None
+    if split is not None and split not in _SPLITS:
+        raise UserError(f"{where} has the split {split!r}; allowed: {', '.join(_SPLITS)}")
+    return Record(
+        location=location,
+        key=make_key(location),
+        labels=tuple(sorted({part for part in parts if part})),
+        patient=f"{name}:{patient}" if patient else None,
+        view=(cells[config.view_column] or None) if config.view_column else None,
+        split=split,
+    )
+
+
+def _location(text: str, where: str) -> str:
+    """The path of a row, made plain. UserError when it is empty or leads out of the folder."""
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{where} has the path {text!r}; allowed: paths inside --src, without '..'")
+    return path.as_posix()
+
+
+def _vocabulary(records: Sequence[Record], config: TableConfig) -> Vocabulary:
+    """The labels as given, or sorted; exclusive when every row has exactly one."""
+    found = sorted({label for record in records for label in record.labels})
+    names = config.labels or tuple(found)
+    strange = [label for label in found if label not in names]
+    if strange or len(set(names)) < len(names):
+        wrong = f"lacks {strange[0]!r} of {config.table}" if strange else "names a label twice"
+        raise UserError(f"--labels {' '.join(names)} {wrong}; it must name each label once")
+    without = sum(not record.labels for record in records)
+    several = any(len(record.labels) > 1 for record in records)
+    exclusive = not without and not several
+    if not names or (exclusive and len(names) < 2):
+        raise UserError(
+            f"{config.table} has no two labels in {config.labels_column!r}; found: "
+            f"{', '.join(names) or 'none'}; --labels-column names the column"
+        )
+    if without and not several:
+        warn(f"{without} rows of {config.table} have no label, so labels do not exclude each other")
+    return Vocabulary(names, exclusive)

@@ -1,0 +1,102 @@
+"""The tables and lists beside a data set's shards: samples.parquet, excluded.parquet, lists/."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.choice import Excluded, Kept
+from shards.manifest import SplitCounts
+from shards.writer import write_atomic
+
+SAMPLES, EXCLUDED, LISTS = "samples.parquet", "excluded.parquet", "lists"
+_SAMPLES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("patient", pa.string()),
+        ("view", pa.string()),
+        ("age", pa.int32()),
+        ("sex", pa.string()),
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("sha256", pa.string()),
+        ("pixel_sha256", pa.string()),
+        ("near_hash", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+_EXCLUDED_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "file", "reason", "duplicate_of")]
+)
+
+
+def sample_row(kept: Kept, shard: str) -> dict[str, Any]:
+    """A row of samples.parquet."""
+    record, entry = kept.record, kept.entry
+    return {
+        "key": record.key,
+        "split": kept.split,
+        "shard": shard,
+        "labels": list(record.labels),
+        "patient": record.patient,
+        "view": record.view,
+        "age": record.age,
+        "sex": record.sex,
+        "source": kept.source,
+        "file": record.file,
+        "sha256": entry.sha256,
+        "pixel_sha256": entry.pixel_sha256,
+        "near_hash": entry.near_hash,
+        "width": entry.width,
+        "height": entry.height,
+    }
+
+
+def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """samples.parquet: one row per sample, in the order of the shards."""
+    write_table(folder / SAMPLES, rows, _SAMPLES_SCHEMA)
+
+
+def excluded_row(excluded: Excluded) -> dict[str, Any]:
+    """A row of excluded.parquet."""
+    return {
+        "key": excluded.record.key,
+        "file": excluded.record.file,
+        "reason": excluded.reason,
+        "duplicate_of": excluded.duplicate_of,
+    }
+
+
+def write_excluded(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """excluded.parquet: one row per image left out on purpose or missing."""
+    write_table(folder / EXCLUDED, sorted(rows, key=lambda r: r["key"]), _EXCLUDED_SCHEMA)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table. An absent one has none."""
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.is_file() else []
+    return rows
+
+
+def write_lists(folder: Path, kept: Sequence[Kept], splits: Mapping[str, SplitCounts]) -> None:
+    """lists/<split>.txt: the source's names, which --train-list and the like take back."""
+    lists = folder / LISTS
+    lists.mkdir(exist_ok=True)
+    for stale in lists.glob("*.txt"):
+        stale.unlink()
+    for split in splits:
+        names = sorted(k.record.file for k in kept if k.split == split)
+        write_atomic(lists / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: Any) -> None:
+    """A Parquet file, there as a whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
+    temporary.replace(path)

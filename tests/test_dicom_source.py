@@ -1,0 +1,297 @@
+"""ingest.sources.dicom: which files become records, their labels, and what is left out."""
+
+import hashlib
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from dicom_maker import make_dicom, picture, table, to_bytes, write
+
+from ingest.dicom_files import found_files
+from ingest.dicom_meta import age_of, view_of
+from ingest.pseudonym import Pseudonyms, load_key
+from ingest.run import IngestConfig, ingest
+from ingest.sources.dicom import Dicom, DicomConfig
+from shards.console import RunFailed, UserError
+from shards.dicom_header import DicomHeader
+from shards.manifest import Manifest
+from shards.reader import read_split
+from shards.verify import verify_dataset
+
+
+def source(src: Path, labels: Path, key: Path, **options) -> Dicom:
+    return Dicom(DicomConfig(src, labels, key, **options))
+
+
+def config(out: Path, **options) -> IngestConfig:
+    given = {"shorter_side": 64, "workers": 1, "progress": False, "allow_missing": True}
+    return IngestConfig(out, **(given | options))
+
+
+def small_set(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Six images of four patients in folders, a table, and where the key will be."""
+    src = tmp_path / "src"
+    for n in range(6):
+        write(
+            src / f"study{n // 2}" / f"image{n}.dcm",
+            picture(n),
+            bits=12,
+            SOPInstanceUID=f"1.2.{n}",
+            PatientID=f"patient{min(n, 3)}",
+            PatientSex="F",
+            PatientAge="058Y",
+        )
+    rows = [f"study{n // 2}/image{n}.dcm,{'Edema|Mass' if n % 2 else ''}" for n in range(3)]
+    rows += [f"1.2.{n},Mass" for n in range(3, 6)]
+    return src, table(tmp_path / "labels.csv", *rows), tmp_path / "key"
+
+
+def samples(out: Path, name: str = "dicom") -> dict[str, dict]:
+    rows = pq.read_table(out / name / "samples.parquet").to_pylist()
+    return {row["key"]: row for row in rows}
+
+
+def test_folder_tar_and_zip_give_the_same_pixels(tmp_path: Path):
+    src, labels, key = small_set(tmp_path)
+    (src / "notes.txt").write_text("not DICOM")
+    packed = {"tar": "w", "tar.gz": "w:gz"}
+    for suffix, mode in packed.items():
+        with tarfile.open(tmp_path / f"all.{suffix}", mode) as tar:
+            tar.add(src, arcname=".")
+    shutil.make_archive(str(tmp_path / "all"), "zip", src)
+    outs = []
+    for place in [src, *(tmp_path / f"all.{suffix}" for suffix in [*packed, "zip"])]:
+        out = tmp_path / f"out-{place.name}"
+        # GNU tar writes ./study0/image0.dcm: the rows go by path without the dot
+        manifest = ingest(source(place, labels, key), config(out))
+        assert verify_dataset(out / "dicom", lambda n: None) == []
+        outs.append((manifest, samples(out)))
+    assert all(len(found) == 6 for _, found in outs)
+    for manifest, found in outs:
+        assert manifest.excluded == {}
+        assert manifest.labels == ("Edema", "Mass")
+        assert not manifest.exclusive
+        for name, row in found.items():
+            assert row["pixel_sha256"] == outs[0][1][name]["pixel_sha256"]
+            assert row["labels"] == outs[0][1][name]["labels"]
+            assert row["patient"] == outs[0][1][name]["patient"]
+    one = next(iter(outs[0][1].values()))
+    assert (one["view"], one["age"], one["sex"]) == ("PA", 58, "F")
+
+
+def test_the_same_patient_has_one_pseudonym_and_another_under_another_key(tmp_path: Path):
+    src, labels, key = small_set(tmp_path)
+    first = source(src, labels, key).records()
+    again = source(src, labels, key).records()
+    other = source(src, labels, tmp_path / "other").records()
+    assert first == again
+    patients = [r.patient for r in first]
+    assert len(set(patients)) == 4
+    assert len(set(patients[3:])) == 1
+    assert not set(patients) & {r.patient for r in other}
+    assert not {r.key for r in first} & {r.key for r in other}
+    assert not {r.location for r in first} & {r.location for r in other}
+
+
+def test_the_issuer_is_part_of_the_patient(tmp_path: Path):
+    for n, issuer in enumerate(["A", "B", "A"]):
+        options = {"SOPInstanceUID": f"1.2.{n}", "IssuerOfPatientID": issuer}
+        write(tmp_path / f"src/{n}.dcm", picture(n), bits=12, **options)
+    labels = table(tmp_path / "l.csv", "0.dcm,a", "1.dcm,b", "2.dcm,a")
+    a, b, c = source(tmp_path / "src", labels, tmp_path / "key").records()
+    assert a.patient == c.patient != b.patient
+
+
+def test_what_is_left_out_and_why(tmp_path: Path):
+    kinds = {
+        "kept": {},
+        "lateral": {"ViewPosition": "LL"},
+        "oblique": {"ViewPosition": "RAO"},
+        "ct": {"Modality": "CT"},
+        "named": {"Modality": "MUELLER"},
+        "none": {"Modality": None, "SOPClassUID": None},
+        "burnt": {"BurnedInAnnotation": "YES"},
+        "raw": {"PresentationIntentType": "FOR PROCESSING"},
+        "twice": {"SOPInstanceUID": "1.2.0"},
+        "unlabelled": {},
+        "frames": {"NumberOfFrames": 2},
+        "old": {"PatientAge": "099Y", "ViewPosition": ""},
+    }
+    for n, (name, elements) in enumerate(kinds.items()):
+        options = {"SOPInstanceUID": f"1.2.{n}", "PatientID": f"p{n}"} | elements
+        dataset = make_dicom(picture(n), bits=12, **options)
+        if name == "none":
+            dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+        (tmp_path / "src").mkdir(exist_ok=True)
+        (tmp_path / "src" / f"{name}.dcm").write_bytes(to_bytes(dataset))
+    (tmp_path / "src/broken.dcm").write_bytes(b"no DICOM at all")
+    rows = [f"{name}.dcm,a" for name in [*kinds, "broken", "absent"] if name != "unlabelled"]
+    labels = table(tmp_path / "l.csv", *rows)
+    with pytest.raises(UserError, match="1 of the label table's 13 rows"):
+        ingest(
+            source(tmp_path / "src", labels, tmp_path / "key"),
+            config(tmp_path / "o", allow_missing=False),
+        )
+    manifest = ingest(source(tmp_path / "src", labels, tmp_path / "key"), config(tmp_path / "o"))
+    assert manifest.excluded == {
+        "SOPInstanceUID of another file": 1,
+        "burnt-in annotation": 1,
+        "image missing": 1,
+        "lateral view": 1,
+        "modality CT": 1,
+        "modality not given": 1,
+        "modality other": 1,
+        "no row in the label table": 1,
+        "oblique view": 1,
+        "quarantined": 2,
+        "raw image, for processing": 1,
+    }
+    bad = pq.read_table(tmp_path / "o/dicom/quarantine.parquet").to_pylist()
+    digests = {
+        hashlib.sha256((tmp_path / f"src/{n}.dcm").read_bytes()).hexdigest(): n for n in kinds
+    }
+    broken = hashlib.sha256(b"no DICOM at all").hexdigest()
+    assert {digests.get(row["sha256"], row["sha256"]) for row in bad} == {"frames", broken}
+    assert sorted(row["age"] or 0 for row in samples(tmp_path / "o").values()) == [0, 90]
+    permissive = source(
+        tmp_path / "src", labels, tmp_path / "key", keep_lateral=True, allow_burnt_in=True
+    )
+    more = ingest(permissive, config(tmp_path / "more"))
+    assert _counts(more) == _counts(manifest) + 3
+
+
+def _counts(manifest: Manifest) -> int:
+    return sum(split.samples for split in manifest.splits.values())
+
+
+@pytest.mark.parametrize(
+    ("elements", "view"),
+    [
+        ({"view": "PA"}, "PA"),
+        ({"view": "AP SUPINE"}, "AP"),
+        ({"view": "LATERAL"}, "L"),
+        ({"view": "LLD"}, "decubitus"),
+        ({"view": "", "view_meaning": "postero-anterior"}, "PA"),
+        ({"view_meaning": "antero-posterior oblique"}, "oblique"),
+        ({"view_meaning": "left lateral"}, "L"),
+        ({"orientation": "A\\F"}, "L"),
+        ({"orientation": "L\\F"}, None),
+        ({"image_laterality": "R"}, "L"),
+        ({"view": "PA", "image_laterality": "L"}, "PA"),
+        ({"series_laterality": "U", "view": "?"}, None),
+        ({}, None),
+    ],
+)
+def test_views(elements, view):
+    assert view_of(DicomHeader(**elements)) == view
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [("058Y", 58), ("62", 62), ("009M", 0), ("107Y", 90), ("", None), ("old", None)],
+)
+def test_ages(text, years):
+    assert age_of(text) == years
+
+
+def test_the_key_file(tmp_path: Path):
+    key = load_key(tmp_path / "key")
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    assert (len(key), load_key(tmp_path / "key")) == (32, key)
+    assert [p.name for p in tmp_path.iterdir()] == ["key"]
+    for mode in (0o644, 0o640, 0o604, 0o620):
+        (tmp_path / "key").chmod(mode)
+        with pytest.raises(UserError, match=f"mode {mode:o}"):
+            load_key(tmp_path / "key")
+    (tmp_path / "short").write_bytes(b"1234")
+    (tmp_path / "short").chmod(0o600)
+    with pytest.raises(UserError, match="is no key"):
+        load_key(tmp_path / "short")
+    with pytest.raises(UserError, match="cannot make the key"):
+        load_key(tmp_path / "no folder/key")
+    assert Pseudonyms(key).of("a", "b") != Pseudonyms(key).of("a", "b", "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["name,labels", "x,a"], "no column 'id'"),
+        (["id,labels", "x"], "line 2 has 1 fields"),
+        (["id,labels", ",a"], "line 2 has no id"),
+        (["id,labels", "x,a", "x,b"], "lines 2 and 3 are for the same id"),
+        (["id,labels,split", "x,a,secret"], "line 2 has another split"),
+        (["id,labels"], "no rows"),
+        (["id,labels", "study0/image0.dcm,a", "1.2.0,b"], "lines 2 and 3 are for one file"),
+    ],
+)
+def test_wrong_tables(tmp_path: Path, lines, message):
+    src, _, key = small_set(tmp_path)
+    labels = tmp_path / "wrong.csv"
+    labels.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=message) as caught:
+        source(src, labels, key).records()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_vocabulary_and_given_splits(tmp_path: Path):
+    src, _, key = small_set(tmp_path)
+    splits = ["test", "train", "train", "train", "test", "train"]
+    rows = [f"1.2.{n},{'ab'[n % 2]},{split}" for n, split in enumerate(splits)]
+    labels = table(tmp_path / "l.csv", *rows, header="id,labels,split")
+    manifest = ingest(source(src, labels, key, vocabulary="b,a"), config(tmp_path / "out"))
+    assert (manifest.labels, manifest.exclusive) == (("b", "a"), True)
+    assert manifest.excluded == {"patient also in test": 2}
+    assert manifest.splits["test"].samples == 2
+    with pytest.raises(UserError, match="line 2 has a label that --vocabulary lacks"):
+        source(src, labels, key, vocabulary="b,c")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
+def test_damaged_archives(tmp_path: Path, suffix):
+    src, labels, key = small_set(tmp_path)
+    whole = tmp_path / f"x.{suffix}"
+    if suffix == "zip":
+        shutil.make_archive(str(tmp_path / "x"), "zip", src)
+    else:
+        with tarfile.open(whole, "w:gz" if suffix == "tar.gz" else "w") as tar:
+            tar.add(src, arcname="patients")
+    data = whole.read_bytes()
+    whole.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="damaged or cut short") as caught:
+        source(whole, labels, key).records()
+    assert "image" not in str(caught.value)
+
+
+def test_names_of_members_are_no_paths(tmp_path: Path):
+    src, _, key = small_set(tmp_path)
+    data = (src / "study0/image0.dcm").read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("../../outside.dcm", data)
+    labels = table(tmp_path / "l.csv", "../../outside.dcm,a")
+    before = sorted(tmp_path.rglob("*"))
+    (record,) = source(tmp_path / "x.zip", labels, key).records()
+    assert record.labels == ("a",)
+    assert len(record.location) == 36
+    assert set(tmp_path.rglob("*")) - set(before) == {key}
+    assert [len(f.read()) for f in found_files(tmp_path / "x.zip")] == [len(data)]
+
+
+def test_keep_would_keep_the_header(tmp_path: Path):
+    src, labels, key = small_set(tmp_path)
+    with pytest.raises(RunFailed, match="header, which names the patient"):
+        ingest(source(src, labels, key), config(tmp_path / "out", shorter_side=None, format="keep"))
+
+
+def test_real_files(shared_data: Path, tmp_path: Path):
+    labels = table(
+        tmp_path / "l.csv", "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819,Normal"
+    )
+    built = source(shared_data / "dicom", labels, tmp_path / "key")
+    manifest = ingest(built, config(tmp_path / "out", shorter_side=256))
+    assert manifest.excluded == {"SOPInstanceUID of another file": 1}  # one is made of the other
+    (sample,) = read_split(tmp_path / "out/dicom", manifest, "train")
+    assert (sample.meta.width, sample.meta.height, sample.meta.view) == (1024, 1024, "PA")
+    assert (sample.meta.age, sample.meta.sex) == (62, "M")

@@ -1,0 +1,73 @@
+"""ingest.sources.folders: classes from folder names, with and without a split above them."""
+
+from pathlib import Path
+
+import pytest
+
+from ingest.sources.folders import Folders, FoldersConfig
+from shards.console import UserError
+
+
+def make(src: Path, names: list[str], **options) -> Folders:
+    for name in names:
+        (src / name).parent.mkdir(parents=True, exist_ok=True)
+        (src / name).write_bytes(b"image")
+    return Folders(FoldersConfig(src, **options))
+
+
+def test_classes(tmp_path: Path):
+    names = ["sick/1.png", "sick/deep/2.jpg", "Healthy/1.png", "Healthy/notes.txt", ".git/x.png"]
+    source = make(tmp_path, names, name="ours")
+    assert source.name == "ours"
+    assert source.vocabulary.names == ("Healthy", "sick")
+    assert source.vocabulary.exclusive
+    assert source.split.fractions == (0.7, 0.1, 0.2)
+    assert {r.location: (r.labels, r.split) for r in source.records()} == {
+        "Healthy/1.png": (("Healthy",), None),
+        "sick/1.png": (("sick",), None),
+        "sick/deep/2.jpg": (("sick",), None),
+    }
+    assert [i.location for i in source.images()] == [r.location for r in source.records()]
+
+
+def test_a_split_above(tmp_path: Path):
+    names = ["train/a/1.png", "train/b/1.png", "test/a/1.png", "__MACOSX/train/a/._1.png"]
+    source = make(tmp_path, names)
+    assert source.vocabulary.names == ("a", "b")
+    assert [(r.location, r.labels, r.split) for r in source.records()] == [
+        ("test/a/1.png", ("a",), "test"),
+        ("train/a/1.png", ("a",), "train_val"),
+        ("train/b/1.png", ("b",), "train_val"),
+    ]
+    make(tmp_path, ["val/b/7.png"])
+    splits = [r.split for r in Folders(FoldersConfig(tmp_path)).records()]
+    assert splits == ["test", "train", "train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/1.png", "b/1.png", "loose.png"], "1 images stand in no class folder.*loose.png"),
+        (["train/a/1.png", "train/b/1.png", "train/2.png"], "no class folder.*train/2.png"),
+        (["train/a/1.png", "b/1.png"], "holds b, train; expected either class folders, or train"),
+        (["test/a/1.png", "test/b/1.png"], "holds test; expected either"),
+        (["a/1.png"], "at least two class folders in .*; found: a"),
+        ([], "at least two class folders in .*; found: none"),
+        (["a/1.png", "b/1.png", "empty/readme.txt"], "no image in the class folder 'empty'"),
+        (["a/1.png", "b\udcff/1.png"], "not named in UTF-8"),
+    ],
+)
+def test_wrong_folders(tmp_path: Path, names: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, names)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "A", "a b", "x" * 41])
+def test_wrong_names(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match=r"--name .*; allowed: up to 40"):
+        make(tmp_path, ["a/1.png", "b/1.png"], name=name)
+
+
+def test_no_folder(tmp_path: Path):
+    with pytest.raises(UserError, match="no folder"):
+        make(tmp_path / "nowhere", [])

@@ -1,0 +1,145 @@
+"""ingest.retry: mended images join as new shards; what was there stays byte for byte."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.choice import Found, Kept, Policy
+from ingest.record import Record
+from ingest.retry import place, retry
+from ingest.run import IngestConfig, ingest
+from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from ingest.split import SplitConfig
+from ingest.spool import Entry
+from shards.console import UserError
+from shards.manifest import load_manifest
+from shards.verify import verify_dataset
+
+BAD = "NORMAL/NORMAL (13).png"  # what tiny_raw's covid-radiography has in quarantine
+
+
+@pytest.fixture
+def raw(tiny_raw: Path, tmp_path: Path) -> Path:
+    """Raw images with three that do not decode."""
+    raw = Path(shutil.copytree(tiny_raw / "covid-radiography", tmp_path / "raw"))
+    for name in ("COVID-19/COVID-19 (1).png", "COVID-19/COVID-19 (2).png"):
+        path = raw / name
+        shutil.copy(path, tmp_path / path.name)
+        path.write_bytes(b"cut short")
+    return raw
+
+
+def source(raw: Path) -> CovidRadiography:
+    return CovidRadiography(
+        CovidRadiographyConfig(raw, test_per_class=2, exclude=raw / "exclude.txt")
+    )
+
+
+def config(raw: Path, **options) -> IngestConfig:
+    given = {"shorter_side": 128, "workers": 1, "progress": False} | options
+    return IngestConfig(raw.parent / "out", **given)
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.rglob("*.tar")}
+
+
+def mend(raw: Path, name: str) -> None:
+    shutil.copy(raw.parent / name, raw / "COVID-19" / name)
+
+
+def test_what_decodes_now_is_added(raw: Path):
+    ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    before, old = tars(folder), load_manifest(folder)
+    assert old.excluded["quarantined"] == 3
+    mend(raw, "COVID-19 (1).png")
+    # The second one comes back as a copy of an image that is there.
+    shutil.copy(raw / "COVID-19/COVID-19 (3).png", raw / "COVID-19/COVID-19 (2).png")
+    manifest = retry(source(raw), config(raw, retry=True))
+    assert manifest == load_manifest(folder)
+    assert not verify_dataset(folder, lambda _: None)
+    after = tars(folder)
+    assert before.items() < after.items()
+    assert len(after) == len(before) + 1
+    assert manifest.excluded["quarantined"] == 1
+    assert manifest.excluded["duplicate: same bytes"] == old.excluded["duplicate: same bytes"] + 1
+    assert manifest.splits["test"] == old.splits["test"]
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    assert sum(row["file"] == "COVID-19/COVID-19 (1).png" for row in rows) == 1
+    assert len(rows) == sum(c.samples for c in manifest.splits.values())
+    listed = [n for p in (folder / "lists").iterdir() for n in p.read_text().splitlines()]
+    assert sorted(listed) == sorted(row["file"] for row in rows)
+    assert [r["member"] for r in pq.read_table(folder / "quarantine.parquet").to_pylist()] == [BAD]
+    assert ingest(source(raw), config(raw)) == manifest  # finished, with the settings of now
+
+
+def test_a_retry_that_is_cut_short_is_done_again(raw: Path, monkeypatch: pytest.MonkeyPatch):
+    ingest(source(raw), config(raw))
+    shutil.copytree(raw.parent / "out", raw.parent / "whole/out")
+    folder = raw.parent / "out/covid-radiography"
+    mend(raw, "COVID-19 (1).png")
+    for step in ("write_samples", "write_atomic", "write_quarantine_rows"):
+        monkeypatch.setattr(f"ingest.retry.{step}", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            retry(source(raw), config(raw))
+        monkeypatch.undo()
+    cut = retry(source(raw), config(raw))
+    assert not verify_dataset(folder, lambda _: None)
+    whole = retry(source(raw), replace(config(raw), out=raw.parent / "whole/out"))
+    assert cut == whole
+    other = raw.parent / "whole/out/covid-radiography"
+    assert tars(folder) == tars(other)
+    for name in ("samples.parquet", "excluded.parquet", "quarantine.parquet"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_nothing_to_retry_and_other_settings(raw: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match="no folder"):
+        retry(source(raw), config(raw))
+    ingest(source(raw), config(raw))
+    with pytest.raises(UserError, match="seed was 0, now 1; --retry needs the options"):
+        retry(source(raw), config(raw, seed=1))
+    (raw / BAD).unlink()
+    for name in ("COVID-19 (1).png", "COVID-19 (2).png"):
+        (raw / "COVID-19" / name).unlink()
+    with pytest.raises(UserError, match="metadata_sha256"):
+        retry(source(raw), config(raw))
+
+
+def image(key: str, patient: str | None, bits: int, labels: tuple[str, ...] = ("a",)) -> Found:
+    entry = Entry(key, "", key, 0, pixel_sha256=key, near_hash=f"{(1 << bits) - 1:064x}")
+    return Found(Record(key, key, labels, patient), entry, "set")
+
+
+def kept(found: Found, split: str) -> Kept:
+    return Kept(found.record, found.entry, found.source, split)
+
+
+def test_patients_and_copies_stay_together():
+    there = [kept(image("a", "p", 0), "test"), kept(image("b", "q", 60), "val")]
+    fresh = [image("c", "p", 120), image("d", None, 65), image("e", "r", 180)]
+    choice = place(there, fresh, SplitConfig((0.8, 0.2, 0.0), 1), 0, Policy())
+    assert choice.kept[:2] == there
+    assert choice.splits == {"a": "test", "b": "val", "c": "test", "d": "val", "e": "train"}
+    dropped = place(there, fresh, SplitConfig(), 0, Policy(near_duplicate="drop"))
+    assert [(e.record.key, e.duplicate_of) for e in dropped.excluded] == [("d", "b")]
+
+
+def test_a_cap_holds():
+    there = [kept(image("a", None, 0), "train")]
+    fresh = [image("b", None, 60), image("c", None, 120, ("x",)), image("d", None, 180, ("x",))]
+    choice = place(there, fresh, SplitConfig(cap_per_class=1), 0, Policy())
+    assert [e.record.key for e in choice.excluded] == ["b", "d"]
+
+
+def test_another_size_of_a_mended_file_is_no_other_setting(raw: Path):
+    ingest(source(raw), config(raw))
+    grey = cv2.imread(str(raw / "COVID-19/COVID-19 (3).png"), 0)
+    cv2.imwrite(str(raw / "COVID-19/COVID-19 (2).png"), 255 - grey)
+    manifest = retry(source(raw), config(raw))
+    assert manifest.excluded["quarantined"] == 2
