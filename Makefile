@@ -4,12 +4,13 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/d
 PY := .venv/bin/python
 # onnxruntime and onnxruntime-gpu hold the same module: one of them, the GPU's where a driver is.
 ONNX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-OUT ?= shards-out
-SHARDS ?= $(OUT)
+SHARDS ?= shards-out
 RUN ?= runs/$(RECIPE)
 RECIPE ?= network-c
 MODEL ?= $(RUN)/model.onnx
 SCORES ?= $(RUN)/scores
+# OUT names what a target writes: the shards for `make shards`, the scores for `make score`.
+OUT ?=
 GPUS ?= 1
 DEMO ?= demo-out
 ARGS ?=
@@ -40,9 +41,9 @@ demo: setup ## everything, on synthetic radiographs, on a CPU, in minutes
 
 shards: setup ## NIH=DIR COVID=DIR OUT=DIR [ALLOW_MISSING=1]: raw data sets -> shards
 	@test -n "$(NIH)$(COVID)" || { echo "error: give NIH=DIR (ChestX-ray14) or COVID=DIR (the Radiography Database), or both" >&2; exit 2; }
-	$(if $(NIH),$(PY) -m ingest chestxray14 --src "$(NIH)" --out "$(OUT)" $(if $(ALLOW_MISSING),--allow-missing) $(NIH_ARGS))
-	$(if $(COVID),$(PY) -m ingest covid-radiography --src "$(COVID)" --out "$(OUT)" $(COVID_ARGS))
-	$(PY) -m shards verify "$(OUT)"
+	$(if $(NIH),$(PY) -m ingest chestxray14 --src "$(NIH)" --out "$(or $(OUT),$(SHARDS))" $(if $(ALLOW_MISSING),--allow-missing) $(NIH_ARGS))
+	$(if $(COVID),$(PY) -m ingest covid-radiography --src "$(COVID)" --out "$(or $(OUT),$(SHARDS))" $(COVID_ARGS))
+	$(PY) -m shards verify "$(or $(OUT),$(SHARDS))"
 
 train: setup ## RECIPE=network-c SHARDS=DIR RUN=DIR [GPUS=n] [ARGS="--size 224 ..."]
 	$(if $(filter 1,$(GPUS)),$(PY) -m train,.venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m -- train) \
@@ -51,9 +52,9 @@ train: setup ## RECIPE=network-c SHARDS=DIR RUN=DIR [GPUS=n] [ARGS="--size 224 .
 export: setup ## RUN=DIR [MODEL=FILE]: a finished run -> ONNX
 	$(PY) -m serve export --run "$(RUN)" --out "$(MODEL)" $(ARGS)
 
-score: setup ## MODEL=FILE ARCHIVE="FILES" [SCORES=DIR]: score archives into Parquet
+score: setup ## MODEL=FILE ARCHIVE="FILES" [OUT=DIR]: score archives into Parquet
 	@test -n "$(ARCHIVE)" || { echo "error: give ARCHIVE=... (shards, tar, tar.gz, zip or folders)" >&2; exit 2; }
-	$(PY) -m serve score --model "$(MODEL)" --out "$(SCORES)" $(ARCHIVE) $(ARGS)
+	$(PY) -m serve score --model "$(MODEL)" --out "$(or $(OUT),$(SCORES))" $(ARCHIVE) $(ARGS)
 
 evaluate: setup ## RUN=DIR LABELS=DIR [SCORES=DIR]: scores against labels
 	$(PY) -m serve evaluate --scores "$(SCORES)" --labels "$(LABELS)" --out "$(RUN)/evaluation" $(ARGS)

@@ -9,7 +9,7 @@ import numpy as np
 from serve.explain.overlay import encode, overlay
 from serve.predictions import Joined
 from shards.codec import decode_grey
-from shards.console import UserError
+from shards.console import UserError, progress
 from shards.labels import NO, YES, Vocabulary
 from shards.manifest import Manifest, load_manifest, shard_path
 from shards.preprocess import prepare
@@ -97,19 +97,20 @@ def make_pictures(
     called = joined.probabilities[chosen].argmax(1)
     targets = [vocabulary.index(joined.labels[c]) for c in called]
     wrong = wrong_calls(joined.targets[chosen], joined.probabilities[chosen])
-    pictures = [
-        Picture(
-            key=joined.keys[i],
-            truth=_names(joined.labels, joined.targets[i]),
-            called=joined.labels[c],
-            probability=float(joined.probabilities[i, c]),
-            wrong=bool(is_wrong),
-            pixels=_pair(image, heat),
-        )
-        for i, c, is_wrong, image, heat in zip(
-            chosen, called, wrong, images, heat_maps(model, images, targets)
-        )
-    ]
+    pictures = []
+    with progress("heat maps", len(chosen)) as advance:
+        maps = heat_maps(model, images, targets)
+        for i, c, is_wrong, image, heat in zip(chosen, called, wrong, images, maps):
+            picture = Picture(
+                key=joined.keys[i],
+                truth=_names(joined.labels, joined.targets[i]),
+                called=joined.labels[c],
+                probability=float(joined.probabilities[i, c]),
+                wrong=bool(is_wrong),
+                pixels=_pair(image, heat),
+            )
+            pictures.append(picture)
+            advance()
     return pictures, all_wrong
 
 
