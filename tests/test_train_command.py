@@ -125,6 +125,16 @@ def test_a_run_leaves_its_files(undisturbed):
 
 
 @pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_shards):
+    folder, printed = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    status, again, err = finish(start(["train", *arguments(tiny_shards, folder)]))
+    assert (status, err) == (0, "")
+    assert again == printed
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
 def test_a_runs_numbers_fit_together(undisturbed, tiny_shards):
     folder, _ = undisturbed
     lines = read_metrics(folder)

@@ -91,7 +91,8 @@ def train(command: TrainCommand) -> None:
         write_settings(command.run, config, command.shards, synthetic)
     world.barrier()
     try:
-        trainer.run()
+        if not is_finished(command.run, config):
+            trainer.run()
     except Interrupted as stop:
         if world.is_first:
             print("stopped; a checkpoint is written, the same command goes on", file=sys.stderr)
@@ -100,6 +101,11 @@ def train(command: TrainCommand) -> None:
         world.close()
     if world.is_first:
         print_result(command.run, config)
+
+
+def is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Whether every stage has left its model: then there is nothing to train."""
+    return all((folder / stage.name / "model.json").is_file() for stage in config.stages)
 
 
 def print_result(folder: Path, config: TrainConfig) -> None:
