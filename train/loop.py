@@ -187,8 +187,8 @@ class Trainer:
                     "lr": phase.lr,
                     "seconds": time.monotonic() - started,
                     "step_s": median(durations) if durations else None,
-                    "img_s": copies * self.world.size / sum(durations) if durations else None,
-                    "copies": copies * self.world.size,
+                    "img_s": copies / sum(durations) if durations else None,
+                    "copies": copies,
                     "time": time.time(),
                 }
             )

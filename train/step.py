@@ -31,10 +31,11 @@ class Stepper:
     def accumulate(self, batch: np.ndarray, epoch: int) -> tuple[float, int, int]:
         """Gradients of the mean loss over all copies of `batch` (positions of all ranks).
 
-        Returns this rank's summed loss, all ranks' count of known labels, this rank's copies.
+        Returns this rank's summed loss, and of all ranks the known labels and the copies.
         """
         labels = self.store.labels[batch]
-        known = int((known_labels(labels) * self.expander.factors(labels)).sum())
+        factors = self.expander.factors(labels)
+        known = int((known_labels(labels) * factors).sum())
         share = rank_slice(batch, self.world.rank, self.world.size)
         copies = self.expander.mixed_copies(self.store, share, epoch)
         parts = -(-len(copies) // self.micro_batch)
@@ -49,7 +50,7 @@ class Stepper:
                 loss = masked_bce_sum(logits, part.labels)
                 self.precision.scaler.scale(loss * scale).backward()
             total += loss.detach()
-        return float(total), known, len(copies)
+        return float(total), known, int(factors.sum())
 
     def update(self) -> None:
         """Move the weights along the accumulated gradients."""
