@@ -9,9 +9,10 @@ import tyro
 from shards import console
 from shards.listing import find, picture, print_list, print_sample
 from shards.manifest import check_shards, load_manifest
+from shards.remote import is_remote, url_paths
 from shards.sheet import contact_sheet
 from shards.stats import print_stats
-from shards.verify import find_datasets, unfinished, verify_dataset
+from shards.verify import count_samples, find_datasets, unfinished, verify_dataset
 from shards.writer import write_atomic
 
 Action = Callable[[], None]  # what a parsed command line asks for
@@ -26,15 +27,16 @@ _DataSet = Annotated[
 
 
 def verify(folder: _Folder) -> Action:
-    """Read every byte of the shards and compare them with their manifest: sizes, SHA-256, index,
-    members of every sample, labels, counts. Names each problem; exit status 1 when there is any."""
+    """Read every byte and compare it with the manifest: shards, indexes, tables, lists and the
+    manifest itself by SHA-256; members, labels and counts. As fast as SHA-256 or the disk. Names
+    each problem; exit status 1 when there is any."""
     return lambda: _verify(folder)
 
 
 def _verify(folder: Path) -> None:
     datasets = find_datasets(folder)
     problems = unfinished(folder)
-    samples = sum(shard.samples for d in datasets for shard in load_manifest(d).shards)
+    samples = sum(map(count_samples, datasets))
     with console.progress("verify", samples) as advance:
         for dataset in datasets:
             problems += verify_dataset(dataset, advance)
@@ -75,6 +77,7 @@ def show(
     """
 
     def act() -> None:
+        _refuse_url(folder)
         manifest, place = find(folder, key)
         print_sample(manifest, place)
         if png is not None:
@@ -91,7 +94,17 @@ def sheet(folder: _DataSet, out: Path, per_class: int = 8, split: str | None = N
         per_class: Images of each class.
         split: Of this split alone.
     """
-    return lambda: _write(out, contact_sheet(folder, load_manifest(folder), per_class, split))
+
+    def act() -> None:
+        _refuse_url(folder)
+        _write(out, contact_sheet(folder, load_manifest(folder), per_class, split))
+
+    return act
+
+
+def _refuse_url(folder: Path) -> None:
+    if is_remote(folder):
+        raise console.UserError(f"this command wants a local folder, not {folder}; copy it to one")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -110,7 +123,11 @@ def main() -> None:
     }
     action: Action = console.parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            commands, prog="python -m shards", description="Looking at finished shards."
+            commands,
+            prog="python -m shards",
+            description="Looking at finished shards. verify, stats and ls take a URL too "
+            "(s3://bucket/folder) and read it shard by shard.",
+            registry=url_paths(),
         )
     )
     action()

@@ -26,6 +26,7 @@ JPEG_QUALITY = 95
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _HTJ2K_BRAND = b"jph "
+_KORNIA_MODES = {"L": "mono", "RGB": "rgb", "RGBA": "rgba"}  # Pillow's name -> kornia-rs's
 _READABLE = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
 
 Image.init()  # `formats=` knows only the formats that are loaded
@@ -87,11 +88,21 @@ def _decode_png(data: bytes, header: ImageHeader) -> np.ndarray:
     # in IHDR: 1, 2 and 4 bit greys go Pillow's way; and so do an EXIF turn and an animation, which
     # kornia-rs passes over.
     special = {b"eXIf", b"acTL"} & {kind for kind, _, _ in _png_chunks(data)}
-    if header.mode == "L" and data[24] == 8 and not special:
-        image = kornia_rs.io.decode_image_png_u8(data, (header.height, header.width), "mono")
-        return np.asarray(image).reshape(header.height, header.width)
+    if header.mode in _KORNIA_MODES and data[24] == 8 and not special:
+        size = (header.height, header.width)
+        image = np.asarray(kornia_rs.io.decode_image_png_u8(data, size, _KORNIA_MODES[header.mode]))
+        return image.reshape(size) if header.mode == "L" else _grey(image)
     _check_png(data)
     return _decode_pillow(data)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3 or 4) uint8 -> its luma as Pillow has it, alpha dropped. Grey images saved as RGBA,
+    as some of ChestX-ray14 are, have three equal channels: 7 ms, not 15, for 1024 x 1024."""
+    red = cv2.extractChannel(image, 0)
+    if all(np.array_equal(red, cv2.extractChannel(image, channel)) for channel in (1, 2)):
+        return red
+    return np.array(Image.fromarray(np.ascontiguousarray(image[..., :3])).convert("L"))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -21,6 +21,20 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
+# Full, not ours to write, no folder where one is needed, or failing: nothing that a trace explains.
+_OF_THE_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+    errno.ESTALE,
+}
 
 stderr = Console(stderr=True, highlight=False, markup=False)
 
@@ -58,7 +72,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _OF_THE_DISK:
             raise
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror}{where}; mend that, and the same command goes on", 1)
@@ -108,6 +122,15 @@ Advance = Callable[
 ]  # advance(n=1, note="") moves the bar and shows a short note behind it
 
 
+_bars = True  # of this command
+
+
+def show_progress(shown: bool) -> None:
+    """Whether this command shows bars at all, those of a source's own passes too."""
+    global _bars
+    _bars = shown
+
+
 @contextmanager
 def progress(label: str, total: int | None, *, shown: bool = True) -> Iterator[Advance]:
     """A progress bar on standard error with count, rate of completion and time left."""
@@ -119,7 +142,8 @@ def progress(label: str, total: int | None, *, shown: bool = True) -> Iterator[A
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=stderr, disable=not shown, refresh_per_second=4) as bar:
+    hidden = not (shown and _bars)
+    with Progress(*columns, console=stderr, disable=hidden, refresh_per_second=4) as bar:
         task = bar.add_task(label, total=total, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from shards.codec import decode_grey, encode
 from shards.console import UserError
+from shards.fetched import local_shard
 from shards.index import Component
 from shards.labels import UNKNOWN, YES
-from shards.manifest import Manifest, ShardInfo, load_manifest, shard_path
+from shards.manifest import Manifest, ShardInfo, load_manifest
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION, Sample, SampleMeta
 from shards.stats import split_names
@@ -53,12 +54,13 @@ class Place:
 
 
 def places(folder: Path, manifest: Manifest) -> Iterator[Place]:
-    """Every sample of a data set, split after split, in the order of its shards."""
+    """Every sample of a data set, split after split, in the order of its shards. Where the folder
+    is a URL, a place can be read only until the next one is taken."""
     for split in split_names(manifest):
         for shard in manifest.of_split(split):
-            path = shard_path(folder, shard)
-            for components in read_index(path):
-                yield Place(path, shard, tuple(components))
+            with local_shard(folder, shard) as path:
+                for components in read_index(path):
+                    yield Place(path, shard, tuple(components))
 
 
 def find(folder: Path, key: str) -> tuple[Manifest, Place]:

@@ -14,6 +14,7 @@ from shards.labels import Vocabulary
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+_OWN_HASH = "manifest_sha256"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class SplitCounts:
 @dataclass(frozen=True)
 class Manifest:
     """dataset: its name; labels: in the order of the outputs; excluded: reason -> images left out;
-    settings: what the ingest was asked for; image_extension: of every image member."""
+    settings: what the ingest was asked for; image_extension: of every image member; files: the
+    tables, lists and the page beside the shards -> SHA-256."""
 
     dataset: str
     labels: tuple[str, ...]
@@ -54,6 +56,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     synthetic: bool = False
     notes: tuple[str, ...] = field(default=())
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -67,7 +70,13 @@ class Manifest:
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        """With a hash of all else in it, so that `verify` finds any byte that changed."""
+        plain = asdict(self)
+        return _dumps({**plain, _OWN_HASH: hashlib.sha256(_dumps(plain)).hexdigest()})
+
+
+def _dumps(plain: dict[str, Any]) -> bytes:
+    return (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
 
 
 def manifest_hash(folder: Path) -> str:
@@ -100,6 +109,7 @@ def _parse(raw: Any) -> Manifest:
     if raw.get("format_version") != FORMAT_VERSION:
         found = raw.get("format_version")
         raise ValueError(f"format version {found}, this program reads {FORMAT_VERSION}")
+    raw.pop(_OWN_HASH, None)
     unknown = set(raw) - {f.name for f in fields(Manifest)}
     if unknown:
         raise ValueError(f"unknown fields {sorted(unknown)}")

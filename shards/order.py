@@ -1,7 +1,8 @@
 """The order of samples: a pure function of (counts, seed, epoch), shared out over ranks.
 
 Nothing here keeps state: a run that knows (seed, epoch, step) knows what comes next, on any number
-of ranks.
+of ranks. A batch is of samples (n,), each with all its copies, or of single copies (n, 2): sample
+and number of the copy.
 """
 
 from typing import Literal
@@ -21,6 +22,22 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
     words = philox(counter, (seed, 0x6F726472)).astype(np.uint64)  # the key's second word: "ordr"
     rank = (words[:, 0] << np.uint64(32)) | words[:, 1]
     return np.lexsort((np.arange(count), rank))
+
+
+def copy_order(samples: np.ndarray, factors: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """(T, 2) int64: every copy of an epoch's samples once, shuffled, as (sample, copy).
+
+    samples: (n,) those of the epoch, repeats allowed; factors: (n,) how many copies each has.
+    """
+    ends = np.cumsum(factors)
+    flat = epoch_order(int(ends[-1]) if len(ends) else 0, seed=seed, epoch=epoch)
+    place = np.searchsorted(ends, flat, side="right")
+    return np.stack([samples[place], flat - (ends - factors)[place]], axis=1)
+
+
+def samples_of(batch: np.ndarray) -> np.ndarray:
+    """The samples of a batch of either kind, (n,)."""
+    return batch[:, 0] if batch.ndim == 2 else batch
 
 
 def steps_per_epoch(count: int, batch: int, remainder: Remainder) -> int:

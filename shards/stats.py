@@ -1,13 +1,13 @@
 """What is in a data set, in a table. Run: python -m shards stats DIR"""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from shards.manifest import Manifest, shard_path
+from shards.fetched import local_shard
+from shards.manifest import Manifest
 from shards.reader import read_component, read_index
 from shards.sample import META_EXTENSION, SampleMeta
 
@@ -67,11 +67,7 @@ def print_stats(folder: Path, manifest: Manifest) -> None:
 
 def _metas(folder: Path, manifest: Manifest, split: str) -> Iterator[SampleMeta]:
     for shard in manifest.of_split(split):
-        path = shard_path(folder, shard)
-        fd = os.open(path, os.O_RDONLY)
-        try:
+        with local_shard(folder, shard) as path, path.open("rb") as file:
             for components in read_index(path):
                 found = next(c for c in components if c.extension == META_EXTENSION)
-                yield SampleMeta.from_json(read_component(fd, found, path))
-        finally:
-            os.close(fd)
+                yield SampleMeta.from_json(read_component(file.fileno(), found, path))

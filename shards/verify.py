@@ -1,25 +1,21 @@
-"""Reading every byte of a data set's shards: what does the manifest promise that is not so?
+"""Reading every byte of a data set: what does the manifest promise that is not so?
 
 Run: python -m shards verify DIR
 """
 
-import hashlib
-import tarfile
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from shards.console import RunFailed, UserError
-from shards.index import Component, index_tar
-from shards.labels import NO, UNKNOWN, YES
+from shards.console import UserError
+from shards.fetched import local_shard
 from shards.manifest import FILE_NAME, Manifest, ShardInfo, load_manifest, shard_path, shard_problem
-from shards.reader import read_component, read_index
-from shards.sample import KEY_PATTERN, LABELS_EXTENSION, META_EXTENSION, SampleMeta
-
-_READ_BYTES = 1 << 20
-Seen = Counter[str]  # keys of the data set, and `split/label` for each YES
+from shards.verify_shard import ShardReport, report_shard
 
 
 def find_datasets(folder: Path) -> list[Path]:
@@ -39,91 +35,80 @@ def unfinished(folder: Path) -> list[str]:
     return [f"{path} is not finished" for path in sorted(begun) if not (path / FILE_NAME).exists()]
 
 
-def verify_dataset(folder: Path, advance: Callable[[int], None]) -> list[str]:
-    """Every problem of one data set, in words. advance(samples) after each shard."""
-    manifest = load_manifest(folder)
-    seen: Seen = Counter()
-    problems: list[str] = []
-    for shard in manifest.shards:
-        problems += verify_shard(folder, manifest, shard, seen)
-        advance(shard.samples)
-    return problems + _count_problems(folder, manifest, seen) + _strangers(folder, manifest)
+def count_samples(folder: Path) -> int:
+    """As the manifest says; 0 where it cannot be read, which verify_dataset tells."""
+    try:
+        return sum(shard.samples for shard in load_manifest(folder).shards)
+    except UserError:
+        return 0
 
 
-def verify_shard(folder: Path, manifest: Manifest, shard: ShardInfo, seen: Seen) -> list[str]:
-    """Every problem of one shard; `seen` takes up its keys and labels."""
+def verify_dataset(
+    folder: Path, advance: Callable[[int], None], *, tables: bool = True
+) -> list[str]:
+    """Every problem of one data set, in words. advance(samples) after each shard; tables: and of
+    the files beside the shards."""
+    try:
+        manifest = load_manifest(folder)
+    except UserError as error:
+        return [str(error)]
+    problems = [*_manifest_problems(folder, manifest)]
+    if tables:
+        problems += _file_problems(folder, manifest)
+    keys: Counter[str] = Counter()
+    yes = {split: np.zeros(len(manifest.labels), np.int64) for split in manifest.splits}
+    # Threads: SHA-256 of large buffers and reads leave the interpreter to the others.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports = pool.map(lambda shard: verify_shard(folder, manifest, shard), manifest.shards)
+        for shard, report in zip(manifest.shards, reports):
+            problems += report.problems
+            keys.update(report.keys)
+            yes[shard.split] = yes.get(shard.split, 0) + report.yes
+            advance(shard.samples)
+    twice = sorted(key for key, count in keys.items() if count > 1)
+    problems += [f"{folder}: sample {key}: the key occurs before" for key in twice]
+    return problems + _count_problems(folder, manifest, yes) + _strangers(folder, manifest)
+
+
+def verify_shard(folder: Path, manifest: Manifest, shard: ShardInfo) -> ShardReport:
+    """What there is to say of one shard."""
     path = shard_path(folder, shard)
     problem = shard_problem(folder, shard)
     problems = [problem] if problem else []
     if not path.is_file() or not path.with_suffix(".idx").is_file():
-        return problems
-    if _sha256(path) != shard.sha256:
-        problems.append(f"{path}: its SHA-256 is not the manifest's")
-    try:
-        samples = read_index(path)
-        if samples != index_tar(path):
-            problems.append(
-                f"{path.with_suffix('.idx')} does not say where the members of the tar are"
-            )
-        if len(samples) != shard.samples:
-            problems.append(f"{path} has {len(samples)} samples, the manifest says {shard.samples}")
-        with path.open("rb") as file:
-            for components in samples:
-                found = _sample_problems(
-                    file.fileno(), path, components, manifest, shard.split, seen
-                )
-                problems += [f"{path}: sample {components[0].key}: {text}" for text in found]
-    except (RunFailed, tarfile.TarError) as error:
-        problems.append(f"{path}: {error}")
-    return problems
+        return ShardReport(problems, [], np.zeros(len(manifest.labels), np.int64))
+    with local_shard(folder, shard) as copy:
+        report = report_shard(copy, manifest, shard)
+    found = [text.replace(str(copy.parent), str(path.parent)) for text in report.problems]
+    return ShardReport(problems + found, report.keys, report.yes)
 
 
-def _sample_problems(
-    fd: int, path: Path, components: list[Component], manifest: Manifest, split: str, seen: Seen
-) -> Iterator[str]:
-    key, extensions = components[0].key, [c.extension for c in components]
-    seen[key] += 1
-    if seen[key] == 2:
-        yield "the key occurs before"
-    if not KEY_PATTERN.fullmatch(key):
-        yield "not a valid key"
-    image, *others = extensions
-    if others != [LABELS_EXTENSION, META_EXTENSION]:
-        yield f"its members are {extensions}, expected image, lab, json"
-        return
-    if image not in manifest.image_extension.split(";"):
-        yield f"an image .{image}, the manifest says {manifest.image_extension}"
-    labels, meta = (read_component(fd, component, path) for component in components[1:])
-    yield from _label_problems(np.frombuffer(labels, np.int8), manifest, split, seen)
-    try:
-        SampleMeta.from_json(meta)
-    except (ValueError, TypeError) as error:
-        yield f"its JSON does not parse ({error})"
-    if components[0].size == 0:
-        yield "its image is empty"
+def _manifest_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    if (folder / FILE_NAME).read_bytes() != manifest.to_json():  # which holds its own hash
+        yield f"{folder / FILE_NAME} is not as it was written: its SHA-256 differs"
 
 
-def _label_problems(
-    labels: np.ndarray, manifest: Manifest, split: str, seen: Seen
-) -> Iterator[str]:
-    if len(labels) != len(manifest.labels):
-        yield f"{len(labels)} label bytes, expected {len(manifest.labels)}"
-    elif not np.isin(labels, (YES, NO, UNKNOWN)).all():
-        yield f"label bytes {sorted(set(labels.tolist()))}, allowed: {YES}, {NO}, {UNKNOWN}"
-    else:
-        seen.update(f"{split}/{name}" for name in manifest.vocabulary.decode(labels))
+def _file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    for name, digest in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif sha256(path.read_bytes()).hexdigest() != digest:
+            yield f"{path}: its SHA-256 is not the manifest's"
 
 
-def _count_problems(folder: Path, manifest: Manifest, seen: Seen) -> list[str]:
+def _count_problems(folder: Path, manifest: Manifest, yes: dict[str, np.ndarray]) -> list[str]:
     problems = []
     for split, counts in manifest.splits.items():
         listed = sum(shard.samples for shard in manifest.of_split(split))
         if listed != counts.samples:
             problems.append(f"{folder}: {split} has {listed} samples, counted as {counts.samples}")
+        found = dict(zip(manifest.labels, yes[split].tolist()))
         for label, count in counts.labels.items():
-            if seen[f"{split}/{label}"] != count:
-                found = seen[f"{split}/{label}"]
-                problems.append(f"{folder}: {split} has {found} of {label!r}, counted as {count}")
+            if found.get(label, 0) != count:
+                problems.append(
+                    f"{folder}: {split} has {found.get(label, 0)} of {label!r}, counted as {count}"
+                )
     return problems
 
 
@@ -133,11 +118,3 @@ def _strangers(folder: Path, manifest: Manifest) -> list[str]:
     return [
         f"{p} is not in the manifest" for p in sorted(folder.glob("*/*.tar")) if p not in listed
     ]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,7 +1,6 @@
 """Writing one tar shard and its index: the same samples give the same bytes, and appear at once."""
 
 import hashlib
-import io
 import os
 import tarfile
 from collections.abc import Iterable
@@ -12,33 +11,44 @@ from shards.index import Component, format_index
 from shards.manifest import ShardInfo
 from shards.sample import KEY_PATTERN, LABELS_EXTENSION, META_EXTENSION, Sample
 
+_NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)  # fields of a header
 
-class _HashingFile(io.RawIOBase):
+
+class _HashingFile:
     """Passes writes on and hashes them, so that a shard need not be read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.position = file, hashlib.sha256(), 0
 
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+    def write(self, data: bytes) -> None:
         self.sha256.update(data)
         self.position += len(data)
-        return self.file.write(data)
+        self.file.write(data)
+
+    def pad(self, block: int) -> None:
+        """Zeros up to a multiple of `block` bytes."""
+        self.write(bytes(-self.position % block))
 
 
-def _header(name: str, size: int) -> tarfile.TarInfo:
+def _template() -> bytes:
+    # USTAR: DALI's reader does not know the extended headers of the GNU and PAX formats.
     # A TarInfo's defaults are what determinism needs: mtime 0, owner 0, no names.
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    return info
+    return tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 
 
-def _add(tar: tarfile.TarFile, out: _HashingFile, sample: Sample) -> list[Component]:
+def _header(name: str, size: int, template: bytes = _template()) -> bytes:
+    """As tarfile writes it, at a tenth of the time."""
+    header = bytearray(template)
+    header[_NAME] = name.encode().ljust(100, b"\0")
+    header[_SIZE] = b"%011o\0" % size
+    header[_SUM] = b" " * 8
+    header[_SUM] = b"%06o\0 " % sum(header)
+    if len(header) != tarfile.BLOCKSIZE:
+        raise ValueError(f"a name or a size that USTAR does not hold: {name!r}, {size} bytes")
+    return bytes(header)
+
+
+def _add(out: _HashingFile, sample: Sample) -> list[Component]:
     if not KEY_PATTERN.fullmatch(sample.key) or "." in sample.extension:
         raise ValueError(f"not a key for a shard: {sample.key!r}.{sample.extension!r}")
     parts = {
@@ -49,9 +59,10 @@ def _add(tar: tarfile.TarFile, out: _HashingFile, sample: Sample) -> list[Compon
     components = []
     for extension, data in parts.items():
         name = f"{sample.key}.{extension}"
-        offset = out.position + tarfile.BLOCKSIZE
-        tar.addfile(_header(name, len(data)), io.BytesIO(data))
-        components.append(Component(extension, offset, len(data), name))
+        out.write(_header(name, len(data)))
+        components.append(Component(extension, out.position, len(data), name))
+        out.write(data)
+        out.pad(tarfile.BLOCKSIZE)
     return components
 
 
@@ -71,9 +82,9 @@ def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         out = _HashingFile(file)
-        # USTAR: DALI's reader does not know the extended headers of the GNU and PAX formats.
-        with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            index = [_add(tar, out, sample) for sample in samples]
+        index = [_add(out, sample) for sample in samples]
+        out.write(bytes(2 * tarfile.BLOCKSIZE))
+        out.pad(tarfile.RECORDSIZE)
         file.flush()
         os.fsync(file.fileno())
     index_bytes = format_index(index).encode()

@@ -1,0 +1,339 @@
+"""Paths that are URLs: s3://bucket/folder, https://host/file and whatever else fsspec knows.
+
+`path_of(text)` gives a Path for a local path and a RemotePath for a URL. A RemotePath does what
+this project asks of a folder or file that it reads, and nothing silently on the local disk: it is
+no os.PathLike, so open() and os.walk() refuse it. Transient errors are tried again, with a limit.
+"""
+
+import errno
+import io
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
+from urllib.parse import quote, unquote, urlsplit
+
+import tyro
+
+from shards.console import RunFailed, UserError
+from shards.remote_errors import absent, attempt
+from shards.remote_file import RemoteFile
+
+T = TypeVar("T")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HTTP = ("http", "https")
+# What is put into these is there whole or not at all; elsewhere a name is given at the end.
+_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
+_S3_LIMITS = {"chunksize": 2**24, "max_concurrency": 4}  # else 500 MB of memory per upload
+_EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of this project that brings its package
+_ONE_TRY = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # of botocore: else 5 within those
+_OPTIONS = {"s3": _ONE_TRY, "s3a": _ONE_TRY}
+_VERSIONS = ("ETag", "Last-Modified", "LastModified", "mtime", "created", "etag", "updated")
+
+
+class Stat(NamedTuple):
+    """st_size in bytes; version: tells the content from another one of the same name."""
+
+    st_size: int
+    version: str
+
+
+class RemotePath:
+    """A folder or a file behind a URL. Its text is the URL without its query, which may be secret.
+
+    path: as the file system names it; info: what a listing said of it, None when nobody asked.
+    """
+
+    __slots__ = ("_info", "fs", "path", "protocol", "query")
+
+    def __init__(
+        self, fs: Any, protocol: str, path: str, query: str = "", info: Any = None
+    ) -> None:
+        self.fs, self.protocol, self.path, self.query = fs, protocol, path.rstrip("/"), query
+        self._info = info
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(map(self._plain, self.path.split("/")))
+
+    @property
+    def name(self) -> str:
+        return self.parts[-1]
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> "RemotePath":
+        return self._at(self.path.rpartition("/")[0])
+
+    def __truediv__(self, other: object) -> "RemotePath":
+        parts = [part for part in str(other).split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise ValueError(f"a path with '..' below {self}")
+        if self.protocol in _HTTP:
+            parts = [quote(part) for part in parts]
+        return self._at("/".join([self.path, *parts]))
+
+    def with_name(self, name: str) -> "RemotePath":
+        return self.parent / name
+
+    def with_suffix(self, suffix: str) -> "RemotePath":
+        return self.with_name(self.stem + suffix)
+
+    def relative_to(self, other: "RemotePath") -> PurePosixPath:
+        if other.parts != self.parts[: len(other.parts)]:
+            raise ValueError(f"{self} is not below {other}")
+        return PurePosixPath(*self.parts[len(other.parts) :])
+
+    def __str__(self) -> str:
+        return self.path if self.protocol in _HTTP else f"{self.protocol}://{self.path.lstrip('/')}"
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __lt__(self, other: "RemotePath") -> bool:
+        return self.parts < other.parts
+
+    def exists(self) -> bool:
+        return self._find() is not None or self.is_dir()
+
+    def is_file(self) -> bool:
+        return self._is("file")
+
+    def is_dir(self) -> bool:
+        if self.protocol in _HTTP and self._info is None:
+            try:
+                return bool(self._attempt(lambda: self.fs.ls(self.path, detail=False)))
+            except FileNotFoundError:
+                return False
+        return self._is("directory")
+
+    def stat(self) -> Stat:
+        """FileNotFoundError when there is no such file."""
+        info = self._find()
+        if info is not None and info.get("size") is None:  # a listing of HTTP has no sizes
+            info = self._info = self._ask()
+        if info is None:
+            raise absent(str(self))
+        version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
+        return Stat(int(info.get("size") or 0), version)
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        """What is in the folder, sorted. FileNotFoundError when there is none."""
+        infos = self._attempt(lambda: self.fs.ls(self.path, detail=True))
+        for info in sorted(infos, key=lambda info: str(info["name"])):
+            path = info["name"].rstrip("/")
+            # A folder's own marker is listed beside its content; an HTTP index has other links.
+            if path.rpartition("/")[0] == self.path and not {"?", "#"} & set(path):
+                yield RemotePath(self.fs, self.protocol, path, info=info)
+
+    def walk(self) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
+        """As os.walk, sorted."""
+        inside = sorted(self.iterdir())
+        folders = [path.name for path in inside if path.is_dir()]
+        yield self, folders, [path.name for path in inside if path.name not in folders]
+        for name in folders:
+            yield from (self / name).walk()
+
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
+        """pattern: names with * and ?, and / between them."""
+        first, _, rest = pattern.partition("/")
+        try:
+            inside = list(self.iterdir())
+        except FileNotFoundError:
+            return
+        for path in inside:
+            if fnmatchcase(path.name, first):
+                if not rest:
+                    yield path
+                elif path.is_dir():
+                    yield from path.glob(rest)
+
+    def open(
+        self,
+        mode: str = "r",
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """For reading, as a stream that never holds more than a few blocks."""
+        size = self.stat().st_size
+        if self.protocol in _HTTP:
+            if size <= RemoteFile.MAX_BYTES:
+                stream: Any = io.BytesIO(self.read_bytes())
+            elif not self._gives_parts():
+                raise UserError(
+                    f"the server of {self} sends no parts of files (HTTP Range), which {size} "
+                    "bytes need; download the file, or serve it with one that does, such as nginx"
+                )
+            else:
+                stream = io.BufferedReader(RemoteFile(self.read_range, size))
+        else:
+            stream = io.BufferedReader(RemoteFile(self.read_range, size))
+        if "b" in mode:
+            return stream
+        return io.TextIOWrapper(stream, encoding or "utf-8", errors, newline)
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """The bytes from start to before end."""
+
+        def read() -> bytes:
+            data: bytes = self.fs.cat_file(self._url, start=start, end=end)
+            if len(data) != end - start:
+                raise OSError(errno.EIO, f"{len(data)} of {end - start} bytes arrived")
+            return data
+
+        return self._attempt(read)
+
+    def read_bytes(self) -> bytes:
+        return cast(bytes, self._attempt(lambda: self.fs.cat_file(self._url)))
+
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self.read_bytes().decode(encoding, errors)
+
+    def fetch(self, path: Path) -> None:
+        """Copy the file to a local path."""
+        self._attempt(lambda: self.fs.get_file(self._url, str(path)))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Make this the content of a small file."""
+        self._info = None
+        self._attempt(lambda: self.fs.pipe_file(self.path, data))
+        self.fs.invalidate_cache(self.path)
+
+    def put(self, path: Path) -> None:
+        """Make this the content of a local file: at once, or not at all."""
+        if self.protocol in _OBJECT_STORES:
+            limits = _S3_LIMITS if self.protocol in ("s3", "s3a") else {}
+            self._attempt(lambda: self.fs.put_file(str(path), self.path, **limits))
+        else:
+            draft = f"{self.path}.tmp"
+            self._attempt(lambda: self.fs.makedirs(self.parent.path, exist_ok=True))
+            self._attempt(lambda: self.fs.put_file(str(path), draft))
+            self._attempt(lambda: self.fs.mv(draft, self.path))
+        self._info = None
+        self.fs.invalidate_cache(self.path)
+        if (found := self.stat().st_size) != (size := path.stat().st_size):
+            raise RunFailed(f"{self} has {found} of {size} bytes after its upload; run it again")
+
+    def unlink(self) -> None:
+        """FileNotFoundError when there is no such file."""
+        self._attempt(lambda: self.fs.rm_file(self.path))
+        self.fs.invalidate_cache(self.path)
+
+    def _at(self, path: str) -> "RemotePath":
+        return RemotePath(self.fs, self.protocol, path)
+
+    def _plain(self, part: str) -> str:
+        return unquote(part) if self.protocol in _HTTP else part
+
+    @property
+    def _url(self) -> str:
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    def _is(self, kind: str) -> bool:
+        info = self._find()
+        return info is not None and info["type"] == kind
+
+    def _find(self) -> dict[str, Any] | None:
+        if self._info is None:
+            self._info = self._ask()
+        return cast("dict[str, Any] | None", self._info)
+
+    def _ask(self) -> dict[str, Any] | None:
+        try:
+            return cast(dict[str, Any], self._attempt(lambda: self.fs.info(self._url)))
+        except FileNotFoundError:
+            return None
+
+    def _gives_parts(self) -> bool:
+        def ask() -> bool:
+            kept = {"Range": "bytes=0-0"}
+            with self.fs.open(self._url, block_size=0, size=1, headers=kept) as stream:
+                return bool(stream.r.status == 206)
+
+        return self._attempt(ask)
+
+    def _attempt(self, action: Callable[[], T]) -> T:
+        return attempt(action, str(self))
+
+
+def check_writable(path: Path) -> None:
+    """UserError for a URL that nothing can be written to."""
+    if is_remote(path) and path.protocol in _HTTP:
+        raise UserError(f"{path} cannot be written to; allowed: a folder, or a URL such as s3://")
+
+
+def is_remote(path: Any) -> TypeGuard[RemotePath]:
+    return isinstance(path, RemotePath)
+
+
+def path_of(text: str) -> Path:
+    """A local Path, or for a URL a RemotePath, which does a Path's work where data sets are read.
+    UserError for a URL that nothing here can open."""
+    if not _URL.match(text):
+        return Path(text)
+    parts = urlsplit(text)
+    protocol = parts.scheme.lower()
+    shown = f"{protocol}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if parts.password is not None:
+        raise UserError(
+            f"{shown} was given with a password, which logs would keep; leave it out, and set the "
+            "provider's environment variables or profile"
+        )
+    if protocol == "file":
+        return Path(unquote(parts.path))
+    if parts.query and protocol not in _HTTP:
+        raise UserError(f"{shown} was given with a query; allowed: a plain URL of a folder or file")
+    fs = _file_system(protocol, shown)
+    fs.invalidate_cache()  # a command sees what is there when it begins
+    plain = text.partition("?")[0].partition("#")[0] if protocol in _HTTP else text
+    return cast(Path, RemotePath(fs, protocol, str(fs._strip_protocol(plain)), parts.query))
+
+
+def _file_system(protocol: str, shown: str) -> Any:
+    import fsspec  # 0.1 s, for those who name a URL
+
+    try:
+        return fsspec.filesystem(protocol, **_OPTIONS.get(protocol, {}))
+    except ValueError:
+        raise UserError(
+            f"{shown}: the protocol {protocol} is not known; known are s3, gs, abfs, http, https, "
+            "file and the others of fsspec"
+        ) from None
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        way = f"pip install '.[{extra}]'" if extra else str(error)
+        raise UserError(f"{shown} needs a package that is not installed: {way}") from None
+
+
+def url_paths() -> tyro.constructors.ConstructorRegistry:
+    """For a command line whose paths may be URLs: pathlib alone would make s3:/x of s3://x."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda texts: path_of(texts[0]),
+            is_instance=lambda value: isinstance(value, (Path, RemotePath)),
+            str_from_instance=lambda path: [str(path)],
+        )
+
+    return registry
