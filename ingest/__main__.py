@@ -1,27 +1,35 @@
 """Raw data sets -> shards. Run: python -m ingest <source> --src PATH --out DIR
 
-And what can be made of finished shards: python -m ingest resplit | merge
+And what can be made of finished shards: python -m ingest resplit | merge | retry
 """
 
 import inspect
+import sys
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from ingest.command import RetryConfig, recall, remember
+from ingest.config import IngestConfig
 from ingest.estimate import estimate, print_estimate
 from ingest.merge import MergeConfig, merge
 from ingest.record import Source
+from ingest.remote import refuse_urls
 from ingest.resplit import ResplitConfig, resplit
 from ingest.retry import retry
-from ingest.run import IngestConfig, ingest
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources import SOURCES
 from ingest.synthetic import write_chestxray14, write_covid_radiography
 from shards import console
 from shards.manifest import Manifest
+from shards.remote import url_paths
 from shards.stats import count_table, print_left_out, stdout
+from shards.verify import find_datasets
 
 Action = Callable[[], None]  # what a parsed command line asks for
 
@@ -75,22 +83,29 @@ def print_summary(manifest: Manifest, folder: Path) -> None:
     print_left_out(manifest)
 
 
-def _ingest(config_type: type, build: Callable[[Any], Source]) -> Callable[..., Action]:
-    """A subcommand: the options of the data set, then those of every ingest."""
+def _ingest(
+    config_type: type, build: Callable[[Any], Source], arguments: list[str]
+) -> Callable[..., Action]:
+    """A subcommand: the options of the data set, of the selection, then those of every ingest."""
 
-    def command(source: Any, run: Any) -> Action:
+    def command(source: Any, selection: Any, run: Any) -> Action:
         def act() -> None:
-            built = build(source)
+            console.show_progress(run.progress)
+            built = select(build(source), selection)
             if run.dry_run:
                 print_estimate(estimate(built, run))
                 return
             manifest = retry(built, run) if run.retry else ingest(built, run)
+            # A URL may hold a signature.
+            if not (run.retry or built.private or any("://" in word for word in arguments)):
+                remember(run.out / built.name, arguments)
             print_summary(manifest, run.out / built.name)
 
         return act
 
     command.__annotations__ = {
         "source": Annotated[config_type, tyro.conf.arg(name="")],
+        "selection": Annotated[SelectionConfig, tyro.conf.arg(name="")],
         "run": Annotated[IngestConfig, tyro.conf.arg(name="")],
     }
     command.__doc__ = inspect.getdoc(config_type)
@@ -101,7 +116,11 @@ def _plain(config_type: type, act: Callable[[Any], None]) -> Callable[..., Actio
     """A subcommand with one config."""
 
     def command(config: Any) -> Action:
-        return lambda: act(config)
+        def run() -> None:
+            refuse_urls(config, "this command")
+            act(config)
+
+        return run
 
     command.__annotations__ = {"config": Annotated[config_type, tyro.conf.arg(name="")]}
     command.__doc__ = inspect.getdoc(config_type)
@@ -117,18 +136,40 @@ def _merge(config: MergeConfig) -> None:
     print_summary(merge(config), config.out / config.name)
 
 
-def main() -> None:
-    commands = {name: _ingest(*parts) for name, parts in SOURCES.items()} | {
+def _retry(config: RetryConfig) -> None:
+    if not config.folders:
+        raise console.UserError("no data set named; give the folders of finished data sets")
+    for given in config.folders:
+        for folder in find_datasets(given.resolve()):
+            place, arguments = recall(folder, SOURCES)
+            console.stderr.print(f"again: {console.one_line(' '.join(arguments))}", soft_wrap=True)
+            if not place.is_dir():
+                raise console.UserError(f"no folder {place}, where {folder} was made; make it")
+            with chdir(place):  # its paths may be relative
+                _parse([*arguments, "--out", str(folder.parent), "--retry"])()
+
+
+def _parse(arguments: list[str]) -> Action:
+    commands = {name: _ingest(*parts, arguments) for name, parts in SOURCES.items()} | {
         "synthetic": _plain(SyntheticConfig, write_synthetic),
         "resplit": _plain(ResplitConfig, _resplit),
         "merge": _plain(MergeConfig, _merge),
+        "retry": _plain(RetryConfig, _retry),
     }
     action: Action = console.parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            commands, prog="python -m ingest", description="Raw data sets to shards."
+            commands,
+            args=arguments,
+            prog="python -m ingest",
+            description="Raw data sets to shards. Paths of sources may be URLs: s3://, https://.",
+            registry=url_paths(),
         )
     )
-    action()
+    return action
+
+
+def main() -> None:
+    _parse(sys.argv[1:])()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ from ingest.audit_page import write_page
 from ingest.choice import Choice, Kept, leaks, notes
 from ingest.split import TEST, TRAIN, VAL, rank
 from ingest.spool import Images
-from ingest.tables import excluded_row, sample_row, write_excluded, write_lists, write_samples
+from ingest.tables import (
+    excluded_row,
+    file_hashes,
+    sample_row,
+    write_excluded,
+    write_lists,
+    write_samples,
+)
 from shards.console import Advance, progress, warn
 from shards.labels import Vocabulary
 from shards.manifest import FILE_NAME as MANIFEST
@@ -85,6 +92,7 @@ def assemble(
         shards=tuple(shards),
         synthetic=head.synthetic,
         notes=(*head.notes, *notes(choice)),
+        files=file_hashes(folder),
     )
     write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
@@ -151,8 +159,12 @@ def _finished(folder: Path, journal: Path) -> dict[str, ShardInfo]:
     """Fingerprint of the plan -> the shard, for those that lie there as they were written."""
     if not journal.is_file():
         return {}
-    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-    infos = {line.pop("plan"): ShardInfo(**line) for line in lines}
+    try:
+        lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
+        infos = {line.pop("plan"): ShardInfo(**line) for line in lines}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        warn(f"{journal} is damaged or of another version; all shards are written again")
+        return {}
     return {plan: info for plan, info in infos.items() if shard_problem(folder, info) is None}
 
 

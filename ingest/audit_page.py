@@ -16,7 +16,7 @@ import numpy as np
 from ingest.audit import Pair
 from ingest.choice import Choice, Excluded, Found
 from ingest.near import BITS, THRESHOLD
-from ingest.split import shared_patients
+from ingest.split import TEST, TRAIN, VAL, shared_patients
 from ingest.spool import Images
 from shards.codec import decode_grey, encode
 from shards.writer import write_atomic
@@ -61,13 +61,14 @@ def write_page(folder: Path, dataset: str, choice: Choice, images: Images) -> No
         )
         across = _urgency(pair, splits) == 0
         shown.append(Shown(pair.reason, pair.distance, across, (one, other)))
+    counts = Counter(splits.values())
     page = _template().render(
         dataset=dataset,
         shown=shown,
         hidden=len(pairs) - len(shown),
         counts=sorted(Counter(_kind(p, splits) for p in pairs).items()),
         patients=len(shared_patients([k.record for k in choice.kept], splits)),
-        splits=sorted(Counter(splits.values()).items()),
+        splits=[(name, count) for name in (TRAIN, VAL, TEST) if (count := counts[name])],
         threshold=THRESHOLD,
         bits=BITS,
     )

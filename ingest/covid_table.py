@@ -65,6 +65,7 @@ class CovidTable(FileSource):
             labels=(label,) if label else (),
             patient=f"{self.name}:{patient}" if patient else None,
             view=view or None,
+            modality=cells["modality"] or None,
             age=years(cells["age"]),
             sex=cells["sex"] or None,
             excluded=excluded,

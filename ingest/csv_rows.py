@@ -3,6 +3,7 @@
 Publishers change `patientid` to `Patientid` and `url` to ` url`, and write UTF-8 or Latin-1.
 """
 
+import codecs
 import csv
 import io
 import re
@@ -42,6 +43,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the table {path}: {error.strerror}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"the table {path} is UTF-16; save it as CSV in UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -56,9 +59,11 @@ def _places(
     wanted = {column: column.strip().casefold() for column in [*required, *optional]}
     lacking = [column for column in required if wanted[column] not in header]
     if lacking:
+        one = len(names) == 1 and any(mark in names[0] for mark in ";\t")
         raise UserError(
             f"{path} has no column {', '.join(map(repr, lacking))}; it has: "
             f"{', '.join(filter(None, names)) or 'nothing'}"
+            f"{'; separate the columns by commas' if one else ''}"
         )
     twice = [column for column, name in wanted.items() if header.count(name) > 1]
     if twice:

@@ -7,26 +7,27 @@ names a file inside: names of DICOM files are often those of patients.
 import gzip
 import io
 import lzma
-import os
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from ingest.files import is_link, version_of, walk
 from ingest.record import MAX_FILE_BYTES
 from shards.codec import BadImage
 from shards.console import UserError
+from shards.dicom_header import NotDicom
+from shards.tars import READ_BYTES, TarDamaged, members, open_tar
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-_READ_BYTES = 1 << 20
-_MAX_TAR_HEADER_BYTES = 1 << 20  # of long names, which tarfile reads whole
+_TAR_ERRORS = (TarDamaged, tarfile.TarError, EOFError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class FoundFile:
 
 
 def found_files(src: Path) -> Iterator[FoundFile]:
-    """Every regular file, in a fixed order. UserError when an archive is damaged."""
+    """Every file, in a fixed order; of links and devices in archives, and of linked folders, their
+    names, with nothing to read. UserError when an archive is damaged."""
     names: Counter[str] = Counter()
     for file in _opener(src)(src):
         name = file.name.removeprefix("./")  # as `tar -C folder .` writes them
@@ -88,13 +90,16 @@ def _opener(src: Path) -> Callable[[Path], Iterator[FoundFile]]:
 
 
 def _folder_files(folder: Path) -> Iterator[FoundFile]:
-    for place, inner, names in os.walk(folder, onerror=_refuse_folder):
+    for place, inner, names in walk(folder, onerror=_refuse_folder):
         inner.sort()
+        for name in inner:
+            if is_link(place / name):
+                yield _link((place / name).relative_to(folder).as_posix(), "")
         for name in sorted(names):
-            path = Path(place, name)
+            path = place / name
             if path.is_file():
                 relative = path.relative_to(folder).as_posix()
-                opening = cast(Callable[[], BinaryIO], partial(open, path, "rb"))
+                opening = cast(Callable[[], BinaryIO], partial(path.open, "rb"))
                 yield FoundFile(relative, _stamp(path), path.stat().st_size, opening)
 
 
@@ -102,17 +107,29 @@ def _refuse_folder(error: OSError) -> None:
     raise UserError(f"a folder below --src cannot be read: {error.strerror}; mend its rights")
 
 
+def _link(name: str, stamp: str) -> FoundFile:
+    """What stands for a link, a device or a linked folder: found and told, never followed."""
+    return FoundFile(name, stamp, 0, _refuse_link)
+
+
+def _refuse_link() -> AbstractContextManager[BinaryIO]:
+    raise NotDicom("a link or a device, which holds no file")
+
+
 def _zip_files(path: Path) -> Iterator[FoundFile]:
     stamp = _stamp(path)
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise _damaged(path, error) from None
-    with archive:
-        for info in archive.infolist():
-            if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
-                opening = partial(_open_member, archive, info)
-                yield FoundFile(info.filename, stamp, info.file_size, opening)
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise _damaged(path, error) from None
+        with archive:
+            for info in archive.infolist():
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    yield _link(info.filename, stamp)
+                elif not info.is_dir():
+                    opening = partial(_open_member, archive, info)
+                    yield FoundFile(info.filename, stamp, info.file_size, opening)
 
 
 def _open_member(
@@ -121,26 +138,6 @@ def _open_member(
     if info.flag_bits & 1:
         raise BadImage("encrypted within the zip")
     return cast(AbstractContextManager[BinaryIO], archive.open(info))
-
-
-class _TarInfo(tarfile.TarInfo):
-    """A header. The standard library takes a damaged one, and a missing end, for the end."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_TarInfo":
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise EOFError("a damaged header, or no end") from error
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarInfo":
-        info = super().frombuf(buf, encoding, errors)
-        if info.size < 0 or (not info.isreg() and info.size > _MAX_TAR_HEADER_BYTES):
-            raise EOFError("a header of an impossible size")
-        return info
 
 
 class _Member(io.RawIOBase):
@@ -163,7 +160,7 @@ class _Member(io.RawIOBase):
 def _intact_tar(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+    except (*_TAR_ERRORS, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from None
 
 
@@ -171,25 +168,23 @@ def _tar_files(path: Path) -> Iterator[FoundFile]:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     # gzip.open and not tarfile's own "r|gz", which stops at the end of the first gzip member.
-    with gzip.open(path) if packed else path.open("rb") as raw:
+    with path.open("rb") as file, gzip.open(file) if packed else nullcontext(file) as raw:
         stream = cast(BinaryIO, raw)
         yield from _members(path, stream)
         with _intact_tar(path):
-            while stream.read(_READ_BYTES):
+            while stream.read(READ_BYTES):
                 pass  # to the end, where gzip keeps the checksum of all that was read
 
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[FoundFile]:
     stamp = _stamp(path)
-    with (
-        _intact_tar(path),
-        tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo, bufsize=_READ_BYTES) as tar,
-    ):
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
+    with _intact_tar(path), open_tar(stream) as tar:
+        for member in members(tar):
             if member.isreg():
                 opening = cast(Callable[[], BinaryIO], partial(_Member, path, tar, member))
                 yield FoundFile(member.name, stamp, member.size, opening)
+            elif not member.isdir():
+                yield _link(member.name, stamp)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -200,5 +195,4 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _stamp(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return version_of(path)

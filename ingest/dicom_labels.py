@@ -92,7 +92,7 @@ def make_vocabulary(rows: Sequence[LabelRow], given: Sequence[str], path: Path) 
     for row in rows:
         if not set(row.labels) <= set(names):
             raise UserError(
-                f"{path} line {row.line} has a label that --vocabulary lacks; it has: "
+                f"{path} line {row.line} has a label that --labels lacks; it has: "
                 f"{', '.join(names)}"
             )
     return Vocabulary(names, len(names) > 1 and all(len(row.labels) == 1 for row in rows))

@@ -43,9 +43,11 @@ _WORDS = (  # in ViewPosition or the meaning of ViewCodeSequence; the first that
 
 @dataclass(frozen=True)
 class Described:
-    """What a record takes over. excluded: why the image is left out."""
+    """What a record takes over. modality: as the standard words it; excluded: why the image is
+    left out."""
 
     view: str | None
+    modality: str | None
     age: int | None
     sex: str | None
     excluded: str | None
@@ -54,7 +56,8 @@ class Described:
 def describe(header: DicomHeader, *, keep_lateral: bool, allow_burnt_in: bool) -> Described:
     """The header, judged."""
     view = view_of(header)
-    reason = _not_a_radiograph(header)
+    modality = _modality(header)
+    reason = _not_a_radiograph(header, modality)
     if reason is None and header.burnt_in.upper() == "YES" and not allow_burnt_in:
         reason = "burnt-in annotation"
     if reason is None and view in (LATERAL, OBLIQUE, DECUBITUS) and not keep_lateral:
@@ -62,14 +65,21 @@ def describe(header: DicomHeader, *, keep_lateral: bool, allow_burnt_in: bool) -
     if reason is None and not header.sop_instance:
         reason = "no SOPInstanceUID"
     sex = header.sex.upper()
-    return Described(view, age_of(header.age), sex if sex in ("F", "M", "O") else None, reason)
+    return Described(
+        view, modality, age_of(header.age), sex if sex in ("F", "M", "O") else None, reason
+    )
 
 
-def _not_a_radiograph(header: DicomHeader) -> str | None:
+def _modality(header: DicomHeader) -> str | None:
+    """A term of the standard, `other` for any other word, None where none is given."""
     modality = header.modality.upper() or _RADIOGRAPH_CLASSES.get(header.sop_class, "")
+    known = modality in _RADIOGRAPHS or modality in _OTHERS.split()
+    return (modality if known else "other") if modality else None
+
+
+def _not_a_radiograph(header: DicomHeader, modality: str | None) -> str | None:
     if modality not in _RADIOGRAPHS:
-        named = modality if modality in _OTHERS.split() else "other"
-        return f"modality {named}" if modality else "modality not given"
+        return f"modality {modality}" if modality else "modality not given"
     if header.intent.upper() == "FOR PROCESSING" or header.sop_class == _FOR_PROCESSING:
         return "raw image, for processing"
     return None

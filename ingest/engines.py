@@ -19,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import cv2
 
@@ -31,6 +32,7 @@ _WINDOW = 3  # batches under way per worker: one at work, two waiting
 _BATCH_IMAGES, _BATCH_BYTES = 8, 8 * 2**20
 
 Outcome = Encoded | Rejected
+Encode = Callable[[bytes], Outcome]  # that workers can import, or a partial of such a function
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +44,23 @@ class Job:
     data: bytes = field(repr=False)
 
 
+class Engine(Protocol):
+    """What images go through on the way to the spool; opened by `with`."""
+
+    def __enter__(self) -> "Engine": ...
+    def __exit__(self, *error: object) -> None: ...
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Each job with its outcome, in the order of the jobs."""
+
+
 class LocalEngine:
     """A pool of worker processes that outlives the crash of any of them.
 
-    encode: what each image goes through; a function that workers can import, or a partial of one.
+    encode: what each image goes through.
     seconds: that it may take for one image.
     """
 
-    def __init__(
-        self, workers: int, encode: Callable[[bytes], Outcome], seconds: float = IMAGE_SECONDS
-    ) -> None:
+    def __init__(self, workers: int, encode: Encode, seconds: float = IMAGE_SECONDS) -> None:
         self.workers, self.encode = workers, partial(_timed, encode, seconds)
         self._pool = _start_pool(workers)
 
@@ -64,7 +73,7 @@ class LocalEngine:
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Each job with its outcome, in the order of the jobs."""
         pending: deque[tuple[list[Job], Future[list[Outcome]] | None]] = deque()
-        for batch in _batches(jobs):
+        for batch in batches(jobs):
             pending.append((batch, self._submit(batch)))
             if len(pending) >= self.workers * _WINDOW:
                 yield from self._collect(*pending.popleft())
@@ -97,7 +106,8 @@ class LocalEngine:
             self._pool = _start_pool(self.workers)
 
 
-def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """The jobs in groups that are worth a message to a worker."""
     batch: list[Job] = []
     size = 0
     for job in jobs:

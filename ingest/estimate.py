@@ -13,13 +13,15 @@ from rich.table import Table
 
 from ingest.assemble import MEMBERS_BYTES, SPLITS
 from ingest.choice import OVER_CAP, capped
+from ingest.config import IngestConfig
 from ingest.encode import Encoded, encode_image
 from ingest.engines import Job, LocalEngine
 from ingest.record import Record, Source
-from ingest.run import IngestConfig
+from ingest.redact import by_file
 from ingest.split import assign_splits
 from shards.codec import BadImage
 from shards.console import RunFailed, UserError
+from shards.rectangles import read_rectangles
 from shards.stats import stdout
 
 MEASURED = 32  # images
@@ -29,7 +31,8 @@ _AT_MOST_S = 10.0
 @dataclass(frozen=True)
 class Estimate:
     """labels: label -> split -> images; images: split -> images; excluded: reason -> images;
-    measured: on how many images bytes and seconds are based, 0 when none could be read."""
+    missing: what is known not to be there, which bytes and seconds leave out; measured: on how
+    many images bytes and seconds are based, 0 when none could be read."""
 
     dataset: str
     labels: dict[str, dict[str, int]]
@@ -39,20 +42,26 @@ class Estimate:
     seconds: float
     measured: int
     workers: int
+    missing: str | None = None
 
 
 def estimate(source: Source, config: IngestConfig) -> Estimate:
     """Writes nothing. UserError for what the ingest would refuse before it encodes."""
     config.check()
+    source.check(config.out, config.format)
     encoding = config.encode_config()
     records = source.records()
     usable = [r for r in records if not r.excluded]
     if not usable:
         raise UserError(f"no usable image among the {len(records)} of {source.name}")
+    if config.redact:
+        by_file(read_rectangles(config.redact), records, config.redact, source.named)
     kept = capped(usable, source.split, config.seed)
     splits = assign_splits(kept, source.split, config.seed)
     excluded = Counter(r.excluded for r in records if r.excluded)
     excluded[OVER_CAP] = len(usable) - len(kept)
+    missing = source.surely_missing(records)
+    there = 1 - missing.images / len(usable) if missing else 1.0
     jobs = _first(source, {r.location for r in usable})
     with LocalEngine(1, partial(encode_image, config=encoding)) as engine:
         done, sizes = _measure(engine, jobs)
@@ -62,10 +71,11 @@ def estimate(source: Source, config: IngestConfig) -> Estimate:
         _count(source.vocabulary.names, kept, splits),
         {split: count for split in SPLITS if (count := sum(s == split for s in splits.values()))},
         {reason: count for reason, count in excluded.items() if reason and count},
-        round(len(kept) * (size + MEMBERS_BYTES)),
-        len(usable) * rate / config.workers,
+        round(there * len(kept) * (size + MEMBERS_BYTES)),
+        there * len(usable) * rate / config.workers,
         len(sizes),
         config.workers,
+        missing.text if missing else None,
     )
 
 
@@ -114,7 +124,9 @@ def print_estimate(found: Estimate) -> None:
     stdout.print(table)
     for reason, count in sorted(found.excluded.items()):
         stdout.print(f"left out: {count} {reason}")
-    stdout.print("note: missing, damaged and duplicate images show up only in the run itself")
+    if found.missing:
+        stdout.print(f"missing: {found.missing}; the run needs --allow-missing to go on without")
+    stdout.print("note: damaged and duplicate images show up only in the run itself")
     if not found.measured:
         raise RunFailed("none of the first images decodes; look at them before you ingest")
     stdout.print(

@@ -1,21 +1,22 @@
 """What sources of plain image files share: finding the files, and the pass over them."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from os.path import isfile  # False for a name that is too long, where Path.is_file raises
 from pathlib import Path
 
-from ingest.files import folder_image, image_files, is_image_name
-from ingest.record import Record, SourceImage
+from ingest.files import folder_image, image_files, is_image_name, is_link, walk
+from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
-from shards.console import UserError
+from shards.console import UserError, warn
 from shards.labels import Vocabulary
+from shards.remote import is_remote
 
 _SYSTEM_FOLDER = "__MACOSX"  # macOS puts `._x.jpeg` there for every x.jpeg it packs
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # of a folder, and in front of every shard's name
 
 
-class FileSource:
+class FileSource(Source):
     """A Source but for its records(). files: location -> file, in the order of the pass."""
 
     name: str
@@ -29,12 +30,13 @@ class FileSource:
     def inventory(self) -> list[tuple[str, int]]:
         return [(_unicode(name), path.stat().st_size) for name, path in self.files.items()]
 
-    def surely_missing(self, records: Sequence[Record]) -> str | None:
+    def surely_missing(self, records: Sequence[Record]) -> Missing | None:
         wanted = {r.location for r in records if not r.excluded}
         missing = sorted(wanted - self.files.keys())
         if not missing:
             return None
-        return f"{len(missing)} of the table's {len(wanted)} images (such as {missing[0]})"
+        text = f"{len(missing)} of the table's {len(wanted)} images (such as {missing[0]})"
+        return Missing(len(missing), text)
 
     def images(self) -> Iterator[SourceImage]:
         for location, path in self.files.items():
@@ -61,6 +63,15 @@ def require_folder(src: Path, what: str) -> None:
         raise UserError(f"no folder {src}; --src names {what}")
 
 
+def refuse_inside(out: Path, src: Path) -> None:
+    """UserError when the output would lie in a source that is read with all below it: the same
+    command again would take what it wrote for images, and never go on."""
+    if is_remote(out) or is_remote(src):
+        return
+    if out.resolve().is_relative_to(src.resolve()):
+        raise UserError(f"--out {out} lies in --src {src}, which is read whole; name one outside")
+
+
 def files_by_name(folder: Path) -> dict[str, Path]:
     """Name -> image file right inside a folder. UserError when there is none."""
     found = {path.name: path for path in image_files(folder)} if folder.is_dir() else {}
@@ -77,10 +88,14 @@ def subfolders(folder: Path) -> list[Path]:
 def image_tree(root: Path, folder: Path) -> dict[str, Path]:
     """Path relative to root -> image file, for all in `folder` and the folders in it, sorted."""
     found = {}
-    for parent, folders, names in os.walk(folder):
+    links = 0
+    for parent, folders, names in walk(folder):
         folders[:] = [name for name in folders if _is_plain(name)]
-        paths = [Path(parent, name) for name in names if is_image_name(name)]
+        links += sum(is_link(parent / name) for name in folders)
+        paths = [parent / name for name in names if is_image_name(name)]
         found.update({p.relative_to(root).as_posix(): p for p in paths if p.is_file()})
+    if links:
+        warn(f"{links} folders below {folder} are links; what lies behind them is not read")
     return dict(sorted(found.items()))
 
 
@@ -89,6 +104,15 @@ def find_root(src: Path, inside: Sequence[str]) -> Path | None:
     near = subfolders(src)
     candidates = [src, *near, *(folder for parent in near for folder in subfolders(parent))]
     return next((c for c in candidates if all((c / name).is_dir() for name in inside)), None)
+
+
+def present(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Those of the files that are there."""
+    if not any(map(is_remote, files.values())):
+        return {location: path for location, path in files.items() if isfile(path)}
+    folders = {path.parent for path in files.values()}  # each listed once: no request per file
+    there = {path: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    return {location: there[path] for location, path in files.items() if path in there}
 
 
 def _is_plain(name: str) -> bool:

@@ -6,22 +6,25 @@ and the like are passed over.
 
 import gzip
 import io
+import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from ingest.record import MAX_FILE_BYTES, SourceImage
 from shards.codec import BadImage
 from shards.console import UserError
+from shards.remote import is_remote
+from shards.tars import READ_BYTES, TarDamaged, members, open_tar, read_member
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
 )
-_READ_BYTES = 1 << 20
+Walk = Iterator[tuple[Path, list[str], list[str]]]  # folder, names of the folders and files in it
 
 
 def is_image_name(name: str) -> bool:
@@ -36,39 +39,52 @@ def image_files(folder: Path) -> list[Path]:
 
 def folder_image(path: Path, location: str) -> SourceImage:
     """A file of a folder as SourceImage."""
-    return SourceImage(location, _stamp(path), partial(_read_file, path))
+    return SourceImage(location, _stamp(path), partial(_read_file, path), is_remote(path))
 
 
-def archive_images(path: Path) -> Iterator[SourceImage]:
-    """The regular members of a .tar.gz, by base name. UserError when the archive is damaged."""
+def walk(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Walk:
+    """os.walk, for a URL too."""
+    if is_remote(folder):
+        return cast(Walk, folder.walk())
+    return ((Path(place), inner, names) for place, inner, names in os.walk(folder, onerror=onerror))
+
+
+def is_link(folder: Path) -> bool:
+    """Whether walk() passes over this folder because it is a link: links may lead in circles."""
+    return not is_remote(folder) and folder.is_symlink()
+
+
+def archive_images(path: Path, told: Callable[[str], None] | None = None) -> Iterator[SourceImage]:
+    """The regular members of a .tar.gz, by base name. told: gets a line on what else was there.
+    UserError when the archive is damaged."""
+    links = 0
     stamp = _stamp(path)
     # gzip.open and not tarfile's own "r|gz", which stops at the end of the first gzip member.
-    with _intact(path), gzip.open(path) as raw:
-        stream = io.BufferedReader(cast(io.RawIOBase, raw), _READ_BYTES)
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as tar:
-            for member in tar:
+    with _intact(path), path.open("rb") as packed, gzip.open(packed) as raw:
+        stream = io.BufferedReader(cast(io.RawIOBase, raw), READ_BYTES)
+        with open_tar(cast(BinaryIO, stream)) as tar:
+            for member in members(tar):
                 if member.isreg():
                     name = member.name.rsplit("/", 1)[-1]
                     yield SourceImage(name, stamp, partial(_read_member, path, tar, member))
-        while stream.read(_READ_BYTES):
+                links += not (member.isreg() or member.isdir())
+        while stream.read(READ_BYTES):
             pass  # to the end, where gzip keeps the checksum of all that was read
+    if links and told:
+        told(f"{path.name} holds {links} links or devices, which are no images; passed over")
 
 
 def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     _check_size(member.size)
     with _intact(path):
-        file = tar.extractfile(member)
-        data = file.read(member.size) if file else b""
-        if len(data) != member.size:
-            raise tarfile.ReadError(f"{member.name!r} has {len(data)} of {member.size} bytes")
-        return data
+        return read_member(tar, member)
 
 
 @contextmanager
 def _intact(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (TarDamaged, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path} is damaged or cut short ({error}); download it again, then run the same "
             "command: it goes on where it stopped"
@@ -89,5 +105,12 @@ def _check_size(size: int) -> None:
 
 
 def _stamp(path: Path) -> str:
+    return f"{path.name} {version_of(path)}"
+
+
+def version_of(path: Path) -> str:
+    """Size and time of a file, or what its store says in place of the time."""
+    if is_remote(path):
+        return " ".join(map(str, path.stat()))
     status = path.stat()
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns}"

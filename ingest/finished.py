@@ -34,12 +34,12 @@ class Finished:
         """Of all data sets together."""
         return sum(shard.samples for m in self.manifests for shard in m.shards)
 
-    def load(self, advance: Advance) -> list[list[Kept]]:
+    def load(self, advance: Advance, *, tables: bool = True) -> list[list[Kept]]:
         """The samples of each data set, in the order of its shards, after every byte was compared
-        with the manifests. UserError when one is damaged."""
+        with the manifests (without `tables`, of the shards). UserError when one is damaged."""
         self._shards = []
         return [
-            self._load(folder, manifest, advance)
+            self._load(folder, manifest, advance, tables)
             for folder, manifest in zip(self.folders, self.manifests)
         ]
 
@@ -48,8 +48,8 @@ class Finished:
         with self._shards[entry.chunk].open("rb") as file:
             return os.pread(file.fileno(), entry.size, entry.offset)
 
-    def _load(self, folder: Path, manifest: Manifest, advance: Advance) -> list[Kept]:
-        problems = verify_dataset(folder, advance)
+    def _load(self, folder: Path, manifest: Manifest, advance: Advance, tables: bool) -> list[Kept]:
+        problems = verify_dataset(folder, advance, tables=tables)
         if problems:
             raise UserError(f"{folder} is damaged: {problems[0]}; ingest it again")
         rows = _rows(folder)

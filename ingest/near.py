@@ -22,12 +22,19 @@ BITS = 256
 # indeed (one patient's, listed under two days); the nearest different images differ by 62. All
 # pairs: 120.5 +- 10.8.
 THRESHOLD = 20
-_DRAWN = 128  # px; phash reduces by itself, slowly: 2.8 ms from 1024 px, 0.35 ms this way
+_DRAWN = 128  # px; phash reduces by itself, slowly: 2.8 ms from 1024 px, 0.2 ms this way
 _BLOCK = 1 << 20  # candidate pairs compared at a time: 64 MiB
 
 
 def near_hash(grey: np.ndarray) -> str:
-    """(H, W) uint8 -> 64 hexadecimal digits."""
+    """(H, W) uint8 -> 64 hexadecimal digits.
+
+    Halved as long as that is exact, because OpenCV does that 4 times as fast: so an image and its
+    exact half have the same hash.
+    """
+    while min(grey.shape) >= 2 * _DRAWN and not (grey.shape[0] % 2 or grey.shape[1] % 2):
+        half = (grey.shape[1] // 2, grey.shape[0] // 2)
+        grey = cv2.resize(grey, half, interpolation=cv2.INTER_AREA)
     drawn = cv2.resize(grey, (_DRAWN, _DRAWN), interpolation=cv2.INTER_AREA)
     bits = imagehash.phash(Image.fromarray(drawn), hash_size=16).hash
     return np.packbits(bits).tobytes().hex()

@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from ingest.spool import Entry
-from ingest.tables import write_table
+from ingest.tables import table_bytes
 from shards.console import RunFailed
+from shards.writer import write_atomic
 
 FILE_NAME = "quarantine.parquet"
 ALWAYS_ALLOWED = 3  # images: one bad image in a set of twenty is no reason to stop
@@ -33,8 +34,13 @@ def write_quarantine(path: Path, source: str, bad: Sequence[Entry]) -> None:
 
 
 def write_quarantine_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """The same from rows, in the order of the members."""
-    write_table(path, sorted(rows, key=lambda r: r["member"]), _SCHEMA)
+    """The same from rows."""
+    write_atomic(path, quarantine_bytes(rows))
+
+
+def quarantine_bytes(rows: Sequence[Mapping[str, str]]) -> bytes:
+    """The table's file, in the order of the members."""
+    return table_bytes(sorted(rows, key=lambda r: r["member"]), _SCHEMA)
 
 
 def quarantine_row(entry: Entry, source: str) -> dict[str, str]:

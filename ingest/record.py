@@ -3,10 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Protocol
 
 from ingest.split import SplitConfig
+from shards.codec import Encoding
 from shards.labels import Vocabulary
 from shards.sample import Box
 
@@ -17,8 +19,8 @@ MAX_FILE_BYTES = 256 * 2**20  # the largest known radiograph file has 35 MB
 class Record:
     """location: names the image within its source, never a path by itself; labels: names of the
     vocabulary; unknown: those that nobody looked for; patient: `<data set>:<id>`; split: as given
-    by lists (`train_val`: still to be divided); excluded: why the image is left out. None: not
-    known, not given, not excluded."""
+    by lists (`train_val`: still to be divided); excluded: why the image is left out; modality: CR,
+    DX, X-ray, CT, as the metadata say it. None: not known, not given, not excluded."""
 
     location: str
     key: str
@@ -31,6 +33,7 @@ class Record:
     split: str | None = None
     excluded: str | None = None
     unknown: tuple[str, ...] = ()
+    modality: str | None = None
 
     @property
     def file(self) -> str:
@@ -38,14 +41,27 @@ class Record:
         return self.location.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+_NAMES = tuple(field.name for field in fields(Record))
+
+
 @dataclass(frozen=True, slots=True)
 class SourceImage:
     """An image as the pass over a source meets it. stamp: size and time of the file or archive
-    that holds it; read: its bytes, only before the pass moves on (BadImage when too large)."""
+    that holds it; read: its bytes, only before the pass moves on (BadImage when too large); apart:
+    or at any time, from any thread."""
 
     location: str
     stamp: str
     read: Callable[[], bytes]
+    apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """images: how many of the wanted ones are known to be missing; text: the same for the user."""
+
+    images: int
+    text: str
 
 
 class Source(Protocol):
@@ -53,29 +69,37 @@ class Source(Protocol):
 
     records(): every image the metadata list; reads no image (UserError for bad metadata).
     inventory(): (name, bytes) of the image files or archives there are.
-    surely_missing(): what is known to be missing before the pass, in words for the user.
+    surely_missing(): what is known to be missing before the pass.
     images(): one pass over all images there are, archives streamed, in a fixed order.
+    named(): which files or keys of records a line of a list of images may mean.
+    check(): UserError for an output folder or an encoding that would publish what must not be.
+    private: the names of its files and folders may be those of people.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-    @property
-    def split(self) -> SplitConfig: ...
-    @property
-    def synthetic(self) -> bool: ...
+    name: str
+    vocabulary: Vocabulary
+    split: SplitConfig
+    synthetic: bool
+    private: bool = False
+
     def records(self) -> list[Record]: ...
     def inventory(self) -> list[tuple[str, int]]: ...
-    def surely_missing(self, records: Sequence[Record]) -> str | None: ...
+    def surely_missing(self, records: Sequence[Record]) -> Missing | None: ...
     def images(self) -> Iterator[SourceImage]: ...
+
+    def named(self, line: str) -> tuple[str, ...]:
+        return (line.removeprefix("./"),)
+
+    def check(self, out: Path, encoding: Encoding) -> None:
+        return None
 
 
 def records_hash(records: Sequence[Record]) -> str:
     """SHA-256 over all metadata: the same metadata, lists and exclusions give the same hash."""
     digest = hashlib.sha256()
     for record in sorted(records, key=lambda r: r.key):
-        digest.update(json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+        plain = {name: getattr(record, name) for name in _NAMES}  # asdict would copy every value
+        digest.update(json.dumps(plain, default=asdict, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -5,11 +5,10 @@ Images are encoded before their split is known, so those to be covered are read 
 more, from the source's own pixels: the rectangles are drawn before the size is reduced.
 """
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import numpy as np
 from ingest.choice import Choice, Kept
 from ingest.encode import EncodeConfig, Encoded, Rejected, encode_image
 from ingest.engines import Job, LocalEngine
+from ingest.lists import Named
 from ingest.record import Record, Source
 from ingest.spool import Entry, Spool
 from shards.codec import BadImage, decode_doubtful, encode
@@ -26,62 +26,38 @@ from shards.console import RunFailed, UserError
 from shards.dicom import decode_dicom
 from shards.dicom_header import is_dicom
 from shards.manifest import Manifest
+from shards.rectangles import Rectangle, Rectangles, read_rectangles
 
 RedactSplit = Literal["train", "val", "test", "all"]
-_COLUMNS = ("file", "x", "y", "w", "h")
 
 
-@dataclass(frozen=True, slots=True)
-class Rectangle:
-    """Left, top, width and height in pixels of the original image."""
-
-    x: float
-    y: float
-    w: float
-    h: float
-
-
-Rectangles = Mapping[str, tuple[Rectangle, ...]]  # file (or SHA-256 of its bytes) -> rectangles
-
-
-def read_rectangles(path: Path) -> Rectangles:
-    """The rectangles of each file. UserError when the table is none."""
-    try:
-        rows = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; give a CSV {','.join(_COLUMNS)}") from error
-    if not rows.fieldnames or not set(_COLUMNS) <= set(rows.fieldnames):
-        raise UserError(f"{path} has the columns {rows.fieldnames}; expected {','.join(_COLUMNS)}")
-    found: dict[str, list[Rectangle]] = defaultdict(list)
-    for row in rows:
-        try:
-            x, y, w, h = (float(row[name]) for name in _COLUMNS[1:])
-        except (TypeError, ValueError):
-            x = y = w = h = 0.0
-        if not (w > 0 and h > 0 and x >= 0 and y >= 0 and np.isfinite([x, y, w, h]).all()):
-            values = ",".join(str(row[name]) for name in _COLUMNS)
-            raise UserError(
-                f"{path} line {rows.line_num}: {values}; expected a file and numbers, x and y from "
-                "0, w and h above 0"
-            )
-        found[row["file"]].append(Rectangle(x, y, w, h))
-    return {file: tuple(several) for file, several in found.items()}
-
-
-def check_files(rectangles: Rectangles, records: Sequence[Record], path: Path) -> None:
-    """UserError when the data set has no such file: its words would stay to be read."""
-    unknown = sorted(rectangles.keys() - {record.file for record in records})
+def by_file(
+    rectangles: Rectangles, records: Sequence[Record], path: Path, named: Named
+) -> Rectangles:
+    """The rectangles by the files of the records. UserError when the data set has no such file:
+    its words would stay to be read."""
+    files = {r.key: r.file for r in records} | {r.file: r.file for r in records}
+    found: dict[str, tuple[Rectangle, ...]] = defaultdict(tuple)
+    unknown = 0
+    for name, several in rectangles.items():
+        file = next((files[n] for n in named(name) if n in files), None)
+        if file is None:
+            unknown += 1
+        else:
+            found[file] += several
     if unknown:
         raise UserError(
-            f"{path} names {len(unknown)} files that the data set lacks, such as {unknown[0]}; "
-            f"its files are named as {records[0].file}"
+            f"{path} names {unknown} files that the data set lacks; its files are named as "
+            f"{records[0].file}"
         )
+    return dict(found)
 
 
 def settings(path: Path | None, split: RedactSplit) -> dict[str, Any]:
     """What goes into the manifest's settings: nothing without a table."""
     if path is None:
         return {}
+    read_rectangles(path)  # UserError when it is no table
     return {"redact": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "split": split}}
 
 

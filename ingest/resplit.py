@@ -16,7 +16,7 @@ import tyro
 from ingest.assemble import Head, assemble
 from ingest.choice import Excluded, Found, Kept, Policy, choose
 from ingest.finished import Finished
-from ingest.lists import apply_split_lists
+from ingest.lists import apply_split_lists, split_lists
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.record import Record
 from ingest.redact import refuse_redacted
@@ -64,15 +64,10 @@ class ResplitConfig:
 
     def lists(self) -> dict[str, Path]:
         """Split -> list. UserError for lists that make no sense together."""
-        if not (self.train_list or self.val_list or self.test_list):
-            return {}
-        if not self.train_list or not self.test_list:
-            raise UserError("--train-list and --test-list belong together; --val-list is optional")
-        if self.keep_test:
+        lists = split_lists(self.train_list, self.val_list, self.test_list)
+        if lists and self.keep_test:
             raise UserError("--keep-test and --test-list exclude each other")
-        if self.val_list:
-            return {"train": self.train_list, "val": self.val_list, "test": self.test_list}
-        return {TRAIN_VAL: self.train_list, "test": self.test_list}
+        return lists
 
 
 def resplit(config: ResplitConfig) -> list[tuple[Path, Manifest]]:

@@ -9,17 +9,19 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ingest.assemble import SPLITS, count_splits, plan_samples, plan_shards
 from ingest.audit import OnDuplicate, OnNear, audit, connected
 from ingest.choice import OVER_CAP, Choice, Excluded, Found, Kept, Policy, candidate, notes
+from ingest.config import IngestConfig
 from ingest.finished import Finished
 from ingest.quarantine import FILE_NAME as QUARANTINE
-from ingest.quarantine import quarantine_row, write_quarantine_rows
+from ingest.quarantine import quarantine_bytes, quarantine_row, write_quarantine_rows
 from ingest.record import Record, Source
-from ingest.run import QUARANTINED, IngestConfig, all_settings, encode_all, spool_settings
+from ingest.run import QUARANTINED, all_settings, encode_all, spool_settings
 from ingest.split import SplitConfig, assign_splits, join_patients, patient_of
 from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import Spool, differences
@@ -27,6 +29,7 @@ from ingest.tables import (
     EXCLUDED,
     SAMPLES,
     excluded_row,
+    file_hashes,
     read_rows,
     sample_row,
     write_excluded,
@@ -44,6 +47,7 @@ _MAY_CHANGE = "files_sha256"  # a file that was downloaded again has another siz
 def retry(source: Source, config: IngestConfig) -> Manifest:
     """Add what decodes now; returns the data set's manifest. UserError for other settings."""
     config.check()
+    source.check(config.out, config.format)
     if config.redact:
         raise UserError("--retry covers no words; ingest again into another --out")
     folder = config.out / source.name
@@ -92,7 +96,8 @@ def _add(
 ) -> Manifest:
     finished = Finished([folder])
     with progress("verify", finished.samples, shown=config.progress) as advance:
-        (there,) = finished.load(advance)
+        # The tables are written before the manifest: those of a retry that was cut short differ.
+        (there,) = finished.load(advance, tables=False)
     keys = {k.record.key for k in there}
     records = [r for r in records if r.key not in keys]  # added before, then cut short
     entries = {r.key: spool.entries[r.location] for r in records if r.location in spool.entries}
@@ -131,6 +136,7 @@ def _add(
         excluded={reason: count for reason, count in excluded.items() if count},
         shards=tuple(sorted([*old.shards, *shards], key=lambda s: (by_split[s.split], s.name))),
         notes=notes(choice),
+        files=file_hashes(folder) | {QUARANTINE: sha256(quarantine_bytes(still)).hexdigest()},
     )
     write_atomic(folder / MANIFEST, manifest.to_json())
     # Last: a run that is cut short before tries the same images again.

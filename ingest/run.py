@@ -4,138 +4,97 @@
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ingest.assemble import Head, assemble
-from ingest.audit import OnDuplicate, OnNear
 from ingest.choice import Choice, Excluded, Found, Policy, capped, choose
+from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Rejected, encode_image
-from ingest.engines import Job, LocalEngine
+from ingest.engines import Encode, Engine, Job, LocalEngine
 from ingest.near import NAME as NEAR_HASH
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import check_limit, write_quarantine
-from ingest.record import Record, Source, inventory_hash, records_hash
-from ingest.redact import RedactSplit, check_files, cover, read_rectangles
+from ingest.ray_engine import RayEngine
+from ingest.record import Missing, Record, Source, SourceImage, inventory_hash, records_hash
+from ingest.redact import by_file, cover
 from ingest.redact import settings as redact_settings
+from ingest.remote import begin, finish, read_ahead, upload, work_folder
 from ingest.split import assign_splits
 from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import Entry, Spool, differences
 from ingest.tables import excluded_row
-from shards.codec import BadImage, Encoding
-from shards.console import Advance, RunFailed, UserError, progress, stderr
+from shards.codec import BadImage
+from shards.console import Advance, RunFailed, UserError, progress, stderr, warn
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest
+from shards.rectangles import read_rectangles
+from shards.remote import is_remote
 
 MISSING = "image missing"
 QUARANTINED = "quarantined"
-_DEFAULT_SHORTER_SIDE = 512
 _SETTLED_BY_SPOOL = ("format", "shorter_side", "near_hash")
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """How a data set becomes shards, whichever data set it is."""
-
-    out: Path
-    """Folder for the shards; the data set gets its own folder in it."""
-    format: Encoding = "htj2k"
-    """Image encoding: htj2k (lossless, a GPU can decode it), jpeg (quality 95), png, or keep (the
-    source's own bytes, checked by decoding)."""
-    shorter_side: int | None = None
-    """Reduce images to this shorter side in pixels, never enlarge; 0 keeps the size.
-    Default: 512, and 0 with --format keep."""
-    seed: int = 0
-    """Decides splits and the order of samples."""
-    shard_mb: int = 256
-    """Size of a shard, about, in MB."""
-    on_duplicate: OnDuplicate = "drop"
-    """Images with the same pixels: drop leaves one of each (none where their labels differ) and
-    lists the others in excluded.parquet, fail stops, keep leaves them all, in one split."""
-    near_duplicate: OnNear = "report"
-    """Re-encoded, resized or toned copies, told by a perceptual hash: drop treats them as
-    duplicates; report leaves them, in one split, and shows them in audit.html; keep does not
-    look."""
-    redact: Path | None = None
-    """CSV (file,x,y,w,h in pixels of the original image) of rectangles to black out, such as words
-    burnt into the image."""
-    redact_split: RedactSplit = "test"
-    """The split whose images are blacked out."""
-    allow_missing: bool = False
-    """Go on without the images that the metadata list and the source lacks."""
-    max_bad: float = 0.01
-    """Fail when a larger share of the images cannot be decoded (3 images are always allowed)."""
-    dry_run: bool = False
-    """Write nothing: say from the metadata what there would be, how large and how long, measured
-    on the first 32 images."""
-    retry: bool = False
-    """For a finished data set: try its quarantined images again, and add those that decode now as
-    shards of their own. The shards there are stay as they are."""
-    workers: int = os.cpu_count() or 1
-    """Worker processes. They change the speed, never a byte of the result."""
-    progress: bool = True
-    """Show progress bars."""
-
-    def encode_config(self) -> EncodeConfig:
-        """UserError when encoding and size contradict each other."""
-        side = self.shorter_side
-        if self.format == "keep" and side:
-            raise UserError(f"--format keep keeps the source's bytes; drop --shorter-side {side}")
-        if self.format == "keep" and self.redact:
-            raise UserError("--format keep keeps the source's bytes; drop --redact")
-        if side is None:
-            side = 0 if self.format == "keep" else _DEFAULT_SHORTER_SIDE
-        return EncodeConfig(self.format, side or None)
-
-    def check(self) -> None:
-        """UserError for a number out of its range."""
-        ranges = {
-            "--shorter-side": (self.shorter_side or 0, 0, 65_535),
-            "--shard-mb": (self.shard_mb, 1, 65_536),
-            "--max-bad": (self.max_bad, 0, 1),
-            "--workers": (self.workers, 1, 1024),
-        }
-        for option, (value, low, high) in ranges.items():
-            if not low <= value <= high:
-                raise UserError(f"{option} {value}; allowed: {low} to {high}")
 
 
 def ingest(source: Source, config: IngestConfig) -> Manifest:
     """Make `config.out/<data set>/`; returns its manifest, at once when it is finished already."""
     config.check()
-    encoding = config.encode_config()
-    folder = config.out / source.name
+    here = work_folder(config.out, config.work) if is_remote(config.out) else config.out
+    source.check(here, config.format)
+    target, folder = config.out / source.name, here / source.name
     records = source.records()
+    settings = all_settings(source, records, config, config.encode_config())
+    there = _finished(target, settings)
+    if there:
+        stderr.print(f"{target} is finished already; nothing to do")
+    made = there or _finished(folder, settings)
+    manifest = made or _make(source, records, settings, config, folder, target)
+    shutil.rmtree(folder / SPOOL, ignore_errors=True)  # may be there after a kill, too
+    there = _finished(target, settings)  # meanwhile, another machine may have been faster
+    if is_remote(target):
+        if not there:
+            upload(folder, target, shown=config.progress)
+        finish(folder, target)
+    return manifest
+
+
+def _make(
+    source: Source,
+    records: Sequence[Record],
+    settings: Mapping[str, Any],
+    config: IngestConfig,
+    folder: Path,
+    target: Path,
+) -> Manifest:
+    """The data set in a local folder. target: where it will be."""
+    encoding = config.encode_config()
     rectangles = read_rectangles(config.redact) if config.redact else {}
-    settings = all_settings(source, records, config, encoding)
-    finished = _finished(folder, settings)
-    if finished:
-        return finished
-    _refuse_early(source, records, config)
+    missing = _refuse_early(source, records, config)
     if config.redact:
-        check_files(rectangles, records, config.redact)
+        rectangles = by_file(rectangles, records, config.redact, source.named)
+    if is_remote(target):
+        begin(target)
     with Spool(folder, spool_settings(settings)) as spool:
-        encode_all(source, records, spool, config, encoding)
+        encode_all(source, records, spool, config, encoding, missing.images if missing else 0)
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
+        if missing:
+            head = replace(head, notes=(f"missing: {missing.text}",))
         if rectangles:
             split, workers = config.redact_split, config.workers
             covered = cover(source, choice, rectangles, split, spool, encoding, workers)
             spool.flush()
             changed = sum(k.entry is not c.entry for k, c in zip(choice.kept, covered.kept))
             note = f"parts of {changed} images ({split}) are blacked out"
-            choice, head = covered, replace(head, notes=(note,))
+            choice, head = covered, replace(head, notes=(*head.notes, note))
         bad = [entry for entry in spool.entries.values() if entry.problem]
         write_quarantine(folder / QUARANTINE, source.name, bad)
-        manifest = assemble(folder, head, choice, spool, folder / SPOOL, shown=config.progress)
-    shutil.rmtree(folder / SPOOL)
-    return manifest
+        return assemble(folder, head, choice, spool, folder / SPOOL, shown=config.progress)
 
 
 def spool_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,13 +134,13 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> Manifest | None:
             f"{folder} is finished, with other settings: "
             f"{differences(manifest.settings, settings)}; name another --out or remove it"
         )
-    stderr.print(f"{folder} is finished already; nothing to do")
-    shutil.rmtree(folder / SPOOL, ignore_errors=True)  # a kill came between manifest and removal
     return manifest
 
 
-def _refuse_early(source: Source, records: Sequence[Record], config: IngestConfig) -> None:
-    """What would fail after hours of encoding fails now."""
+def _refuse_early(
+    source: Source, records: Sequence[Record], config: IngestConfig
+) -> Missing | None:
+    """What would fail after hours of encoding fails now. Returns what may be missing."""
     usable = [r for r in records if not r.excluded]
     if not usable:
         raise UserError(f"no usable image among the {len(records)} of {source.name}")
@@ -189,8 +148,12 @@ def _refuse_early(source: Source, records: Sequence[Record], config: IngestConfi
     missing = source.surely_missing(records)
     if missing and not config.allow_missing:
         raise UserError(
-            f"missing: {missing}; complete the download, or add --allow-missing to go on without"
+            f"missing: {missing.text}; complete the download, or add --allow-missing to go on "
+            "without"
         )
+    if missing:
+        warn(f"going on without {missing.text}")
+    return missing
 
 
 def encode_all(
@@ -199,14 +162,16 @@ def encode_all(
     spool: Spool,
     config: IngestConfig,
     encoding: EncodeConfig,
+    missing: int = 0,
 ) -> None:
-    """One pass over the source; afterwards the spool holds exactly the images that are there."""
+    """One pass over the source; afterwards the spool holds exactly the images that are there.
+    missing: how many are known not to be, so that the bar's total is what there is to do."""
     wanted = {r.location for r in records if not r.excluded}
     seen: set[str] = set()
     bad: list[Entry] = []
     with (
-        progress("encode", len(wanted), shown=config.progress) as advance,
-        LocalEngine(config.workers, partial(encode_image, config=encoding)) as engine,
+        progress("encode", len(wanted) - missing, shown=config.progress) as advance,
+        _open_engine(config, partial(encode_image, config=encoding)) as engine,
     ):
         for job, outcome in engine.map(_jobs(source, wanted, seen, spool, advance)):
             spool.add(job.location, job.stamp, outcome)
@@ -215,16 +180,33 @@ def encode_all(
                 bad.append(spool.entries[job.location])
                 check_limit(bad, len(wanted), config.max_bad)
     spool.retain(seen)
-    missing = sorted(wanted - seen)
-    if missing and not config.allow_missing:
-        raise UserError(_missing_message(missing, len(wanted), source))
+    absent = sorted(wanted - seen)
+    if absent and not config.allow_missing:
+        raise UserError(_missing_message(absent, len(wanted), source))
     check_limit([e for e in spool.entries.values() if e.problem], len(seen), config.max_bad)
+
+
+def _open_engine(config: IngestConfig, encode: Encode) -> Engine:
+    if config.engine == "ray":
+        return RayEngine(config.workers, encode, config.ray_address)
+    return LocalEngine(config.workers, encode)
 
 
 def _jobs(
     source: Source, wanted: set[str], seen: set[str], spool: Spool, advance: Advance
 ) -> Iterator[Job]:
     """The wanted images that the spool lacks; `seen` fills up as the pass goes on."""
+    for image, read in read_ahead(_lacking(source, wanted, seen, spool, advance)):
+        try:
+            yield Job(image.location, image.stamp, read())
+        except BadImage as error:
+            spool.add(image.location, image.stamp, Rejected(str(error), ""))
+            advance(1)
+
+
+def _lacking(
+    source: Source, wanted: set[str], seen: set[str], spool: Spool, advance: Advance
+) -> Iterator[SourceImage]:
     for image in source.images():
         if image.location not in wanted or image.location in seen:
             continue
@@ -232,11 +214,7 @@ def _jobs(
         if spool.has(image.location, image.stamp):
             advance(1)
             continue
-        try:
-            yield Job(image.location, image.stamp, image.read())
-        except BadImage as error:
-            spool.add(image.location, image.stamp, Rejected(str(error), ""))
-            advance(1)
+        yield image
         if len(seen) == len(wanted):
             return
 

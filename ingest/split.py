@@ -30,7 +30,8 @@ class SplitConfig:
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """UserError when they are no shares of train, val and test."""
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or not fractions[0]:
+    shares = all(fraction >= 0 for fraction in fractions)  # which NaN is not
+    if not (shares and abs(sum(fractions) - 1) <= 1e-6 and fractions[0]):
         raise UserError(
             f"--fractions {' '.join(map(str, fractions))}; allowed: the shares of train, val and "
             "test, which add up to 1, the first above 0"

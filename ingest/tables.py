@@ -1,5 +1,7 @@
 """The tables and lists beside a data set's shards: samples.parquet, excluded.parquet, lists/."""
 
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.choice import Excluded, Kept
+from ingest.record import Record
+from shards.console import UserError
 from shards.manifest import SplitCounts
 from shards.writer import write_atomic
 
 SAMPLES, EXCLUDED, LISTS = "samples.parquet", "excluded.parquet", "lists"
+_BESIDE = ("*.parquet", "*.html", f"{LISTS}/*.txt")
 _SAMPLES_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -79,24 +84,50 @@ def write_excluded(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table. An absent one has none."""
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.is_file() else []
+    """The rows of a table. UserError when it is missing or damaged."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise UserError(f"{path} is {what}; ingest the data set again") from None
     return rows
 
 
 def write_lists(folder: Path, kept: Sequence[Kept], splits: Mapping[str, SplitCounts]) -> None:
-    """lists/<split>.txt: the source's names, which --train-list and the like take back."""
+    """lists/<split>.txt: the source's names, which --train-list and the like take back; in place
+    of a name that a line of text cannot hold, the key."""
     lists = folder / LISTS
     lists.mkdir(exist_ok=True)
     for stale in lists.glob("*.txt"):
         stale.unlink()
     for split in splits:
-        names = sorted(k.record.file for k in kept if k.split == split)
+        names = sorted(_line(k.record) for k in kept if k.split == split)
         write_atomic(lists / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
+
+
+def _line(record: Record) -> str:
+    file = record.file
+    # A name with a line break would be two lines; one that is not Unicode has no text of its own.
+    plain = file.isprintable() and file == file.strip() and "\ufffd" not in file
+    return file if plain else record.key
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: Any) -> None:
     """A Parquet file, there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
-    temporary.replace(path)
+    write_atomic(path, table_bytes(rows, schema))
+
+
+def table_bytes(rows: Sequence[Mapping[str, Any]], schema: Any) -> bytes:
+    """A Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer)
+    return buffer.getvalue()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Path below the data set -> SHA-256, for the tables, the lists and the audit page."""
+    paths = sorted(path for pattern in _BESIDE for path in folder.glob(pattern))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }

@@ -13,9 +13,9 @@ from pathlib import Path
 from ingest.csv_rows import read_rows
 from ingest.files import archive_images, folder_image, image_files
 from ingest.lists import apply_split_lists
-from ingest.record import Record, SourceImage
-from ingest.split import SplitConfig
-from shards.console import UserError, progress
+from ingest.record import Missing, Record, Source, SourceImage
+from ingest.split import TEST, TRAIN_VAL, SplitConfig
+from shards.console import UserError, progress, warn
 from shards.labels import CHESTXRAY14
 from shards.sample import Box, make_key
 
@@ -42,18 +42,12 @@ class ChestXray14Config:
     stream, never unpacked), or beside unpacked folders images/ or images_001/images/."""
 
     src: Path
-    """Folder with Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv) and the images."""
-    train_list: Path | None = None
-    """Text file of the image names for training; needs --test-list. Replaces the official lists."""
-    val_list: Path | None = None
-    """The same for validation. Without it, 12.5 % of the training patients are set apart."""
-    test_list: Path | None = None
-    """The same for testing."""
-    random_split: bool = False
-    """Split patients 70/10/20 by --seed even where train_val_list.txt and test_list.txt are."""
+    """Folder with Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv) and the images. The official
+    train_val_list.txt and test_list.txt beside them are used where both are there (12.5 % of the
+    training patients become val); else patients are split 70/10/20."""
 
 
-class ChestXray14:
+class ChestXray14(Source):
     """The Source built from a ChestXray14Config."""
 
     name = NAME
@@ -61,12 +55,12 @@ class ChestXray14:
     split = SplitConfig(_FRACTIONS)
 
     def __init__(self, config: ChestXray14Config) -> None:
-        """UserError when the folder or its table is missing, or the lists make no sense."""
+        """UserError when the folder, its table or all images are missing."""
         self.src = config.src
         if not self.src.is_dir():
             raise UserError(f"no folder {self.src}; --src names the ChestX-ray14 download")
         self.table = _find_table(self.src)
-        self.lists = _split_lists(config)
+        self.lists = _official_lists(self.src)
         self.synthetic = (self.src / "SYNTHETIC").is_file()
         self.folders = [f for f in _image_folders(self.src) if image_files(f)]
         self.archives = sorted(p for p in self.src.iterdir() if _ARCHIVE.fullmatch(p.name))
@@ -86,7 +80,7 @@ class ChestXray14:
         files = [path for folder in self.folders for path in image_files(folder)]
         return [(path.name, path.stat().st_size) for path in files + self.archives]
 
-    def surely_missing(self, records: Sequence[Record]) -> str | None:
+    def surely_missing(self, records: Sequence[Record]) -> Missing | None:
         """Listed only where something is known to lack: a table of all NIH images, but not all 12
         archives. Listing inflates every archive once (about 1,000 images per second)."""
         complete = len(records) != _ALL_IMAGES or len(self.archives) >= _ALL_ARCHIVES
@@ -102,10 +96,12 @@ class ChestXray14:
         missing = sorted(wanted - there)
         if not missing:
             return None
-        have = f"; {len(self.archives)} of {_ALL_ARCHIVES} archives are there"
-        return (
+        names = ", ".join(path.name for path in self.archives)
+        have = f"; {len(self.archives)} of {_ALL_ARCHIVES} archives are there: {names}"
+        return Missing(
+            len(missing),
             f"{len(missing)} of the table's {len(wanted)} images (such as {missing[0]}"
-            f"{have if self.archives else ''})"
+            f"{have if self.archives else ''})",
         )
 
     def images(self) -> Iterator[SourceImage]:
@@ -113,7 +109,7 @@ class ChestXray14:
             for path in image_files(folder):
                 yield folder_image(path, path.name)
         for archive in self.archives:
-            yield from archive_images(archive)
+            yield from archive_images(archive, warn)
 
 
 def _find_table(src: Path) -> Path:
@@ -130,21 +126,9 @@ def _image_folders(src: Path) -> list[Path]:
     return [src / "images", *nested] if (src / "images").is_dir() else nested
 
 
-def _split_lists(config: ChestXray14Config) -> dict[str, Path]:
-    named = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
-    given = {split: path for split, path in named.items() if path}
-    if given:
-        if "train" not in given or "test" not in given:
-            raise UserError("--train-list and --test-list belong together; --val-list is optional")
-        if config.random_split:
-            raise UserError("--random-split and --train-list exclude each other")
-        return given if "val" in given else {"train_val": given["train"], "test": given["test"]}
-    official = {
-        "train_val": config.src / "train_val_list.txt",
-        "test": config.src / "test_list.txt",
-    }
-    there = [path.is_file() for path in official.values()]
-    return official if all(there) and not config.random_split else {}
+def _official_lists(src: Path) -> dict[str, Path]:
+    official = {TRAIN_VAL: src / "train_val_list.txt", TEST: src / "test_list.txt"}
+    return official if all(path.is_file() for path in official.values()) else {}
 
 
 def _read_table(path: Path) -> Iterator[dict[str, str]]:

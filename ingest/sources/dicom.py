@@ -3,24 +3,26 @@
 A patient, an image and a file are each a keyed hash (ingest/pseudonym.py); a bad file is found
 again by the SHA-256 of its bytes, which stands in quarantine.parquet. The pass over the headers
 reads an archive once more than the pass over the pixels.
-Run: python -m ingest dicom --src PATH --labels FILE --key-file FILE --out DIR
+Run: python -m ingest dicom --src PATH --table FILE --key-file FILE --out DIR
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ingest.dicom_files import FoundFile, found_files
 from ingest.dicom_labels import LabelRow, make_vocabulary, read_labels
 from ingest.dicom_meta import describe
-from ingest.file_source import check_name
+from ingest.file_source import check_name, refuse_inside
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.pseudonym import Pseudonyms, load_key
-from ingest.record import Record, SourceImage
+from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
-from shards.codec import BadImage
+from shards.codec import BadImage, Encoding
 from shards.console import UserError, progress, warn
 from shards.dicom_header import DicomHeader, NotDicom, read_header
+from shards.remote import is_remote
 
 NAME = "dicom"
 NO_ROW = "no row in the label table"
@@ -36,43 +38,63 @@ class DicomConfig:
 
     src: Path
     """Folder (with all below it), tar, tar.gz or zip of DICOM files. Nothing is unpacked."""
-    labels: Path
+    table: Path
     """CSV with the columns id (SOPInstanceUID, or path below SRC), labels (joined by |) and, where
     you have splits, split (train, val, test, or train_val, which is divided 90/10)."""
     key_file: Path
-    """The secret key of the hashes, made when it is not there. Keep it, and apart from OUT: with
-    it, known patients can be found in the shards; without it, no patient keeps the same hash."""
+    """The secret key of the hashes, made (mode 600) when it is not there. Keep it, outside OUT:
+    with it, known patients can be found in the shards; without it, no patient keeps the same
+    hash."""
     name: str = NAME
     """Name of the data set: of its folder in OUT and of its shards."""
-    vocabulary: str = ""
-    """The labels in the order of the outputs, as a,b,c. Default: those of the table, sorted."""
+    labels: tuple[str, ...] = ()
+    """The labels, in the order of the outputs. Default: those in the table, sorted."""
     keep_lateral: bool = False
     """Keep lateral, oblique and decubitus views."""
     allow_burnt_in: bool = False
     """Keep images whose header says that text is burnt into their pixels (it may be a name)."""
 
 
-class Dicom:
+class Dicom(Source):
     """The Source built from a DicomConfig."""
 
-    synthetic = False
+    synthetic, private = False, True
 
     def __init__(self, config: DicomConfig) -> None:
-        """UserError for a source, table or key that is missing or wrong."""
+        """UserError for a source or table that is missing or wrong."""
+        if is_remote(config.key_file):
+            raise UserError(f"--key-file {config.key_file}; allowed: a file on this machine")
         if not config.src.exists():
             raise UserError(f"no folder or archive {config.src}; --src names the DICOM files")
         self.config = config
         self.name = check_name(config.name)
-        self.rows = read_labels(config.labels)
-        given = [label.strip() for label in config.vocabulary.split(",") if label.strip()]
-        self.vocabulary = make_vocabulary(self.rows, given, config.labels)
+        self.rows = read_labels(config.table)
+        self.vocabulary = make_vocabulary(self.rows, config.labels, config.table)
         self.split = GIVEN_SPLIT if self.rows[0].split else SplitConfig()
-        self.pseudonyms = Pseudonyms(load_key(config.key_file))
+
+    @cached_property
+    def pseudonyms(self) -> Pseudonyms:
+        """Read late: check() refuses some places for the key before one is made there."""
+        return Pseudonyms(load_key(self.config.key_file))
+
+    def check(self, out: Path, encoding: Encoding) -> None:
+        """UserError for what would publish the key, or the headers, or become its own source."""
+        if self.config.key_file.resolve().is_relative_to(out.resolve()):
+            raise UserError(
+                f"--key-file {self.config.key_file} lies in --out {out}, with which it would be "
+                "given away; name a file outside it"
+            )
+        refuse_inside(out, self.config.src)
+        if encoding == "keep":
+            raise UserError(
+                "--format keep would keep the DICOM headers, which name the patients; allowed: "
+                "htj2k, jpeg, png"
+            )
 
     def records(self) -> list[Record]:
         """Reads every header; a file whose header cannot be read has a record, for the worker that
         decodes it to refuse."""
-        table = _LabelTable(self.rows, self.config.labels)
+        table = _LabelTable(self.rows, self.config.table)
         records: list[Record] = []
         kept: set[str] = set()  # SOPInstanceUIDs
         passed_over = 0
@@ -91,7 +113,7 @@ class Dicom:
                     header = None
                 records.append(self._record(file, header, table, kept))
         if passed_over:
-            warn(f"{passed_over} files are not DICOM; passed over")
+            warn(f"{passed_over} files or links are not DICOM; passed over")
         _warn_of_views(records)
         records += [self._without_file(row) for row in table.unused()]
         return keep_patients_apart(val_from_train(records)) if self.rows[0].split else records
@@ -101,11 +123,17 @@ class Dicom:
             return [(self._location(self.config.src.name), self.config.src.stat().st_size)]
         return [(self._location(file.name), file.size) for file in found_files(self.config.src)]
 
-    def surely_missing(self, records: Sequence[Record]) -> str | None:
-        missing = sum(record.location.startswith(_NO_FILE) for record in records)
+    def surely_missing(self, records: Sequence[Record]) -> Missing | None:
+        missing = sum(r.location.startswith(_NO_FILE) and not r.excluded for r in records)
         if not missing:
             return None
-        return f"{missing} of the label table's {len(self.rows)} rows are for no file in --src"
+        text = f"{missing} of the label table's {len(self.rows)} rows are for no file in --src"
+        return Missing(missing, text)
+
+    def named(self, line: str) -> tuple[str, ...]:
+        """A path below --src, a SOPInstanceUID, or what a finished data set calls an image."""
+        path = line.removeprefix("./")
+        return (path, self._location(path), self.pseudonyms.of("image", line))
 
     def images(self) -> Iterator[SourceImage]:
         for file in found_files(self.config.src):
@@ -147,6 +175,7 @@ class Dicom:
             sex=described.sex,
             split=row.split if row else None,
             excluded=excluded,
+            modality=described.modality,
         )
 
     def _patient(self, header: DicomHeader) -> str | None:

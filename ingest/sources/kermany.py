@@ -9,13 +9,13 @@ are passed over. Run: python -m ingest kermany --src PATH --out DIR
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ingest.file_source import FileSource, find_root, image_tree, require_folder
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.record import Record
-from ingest.split import TEST, TRAIN, VAL, SplitConfig
+from ingest.split import TEST, TRAIN, VAL
 from shards.console import UserError
 from shards.labels import Vocabulary
 from shards.sample import make_key
@@ -36,13 +36,11 @@ _THIRD_EDITION = re.compile(r"(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
 class KermanyConfig:
     """Kermany's chest X-rays of children, unpacked: chest_xray/ with train, test and perhaps val,
     each with NORMAL and PNEUMONIA. Labels: Normal, Bacterial Pneumonia, Viral Pneumonia, from the
-    file names. A patient of several folders counts for test, else val; the rest is left out."""
+    file names. A patient of several folders counts for test, else val; the rest is left out. The
+    published val has 16 images: --random-split divides all patients anew."""
 
     src: Path
     """Folder chest_xray, or the folder around it."""
-    random_split: bool = False
-    """Split patients 80/10/10 by --seed, whatever folder they stand in: the published val has 16
-    images."""
 
 
 class Kermany(FileSource):
@@ -50,6 +48,7 @@ class Kermany(FileSource):
 
     name = NAME
     vocabulary = Vocabulary(("Normal", _BACTERIAL, _VIRAL), exclusive=True)
+    split = GIVEN_SPLIT
 
     def __init__(self, config: KermanyConfig) -> None:
         """UserError when the folders are not there."""
@@ -57,8 +56,6 @@ class Kermany(FileSource):
         root = find_root(config.src, _NEEDED)
         if root is None:
             raise UserError(f"no {', '.join(_NEEDED)} in {config.src} or the folders in it")
-        self.random_split = config.random_split
-        self.split = SplitConfig((0.8, 0.1, 0.1)) if config.random_split else GIVEN_SPLIT
         files: dict[str, Path] = {}
         for split in (TRAIN, VAL, TEST):
             for folder in (_NORMAL, _PNEUMONIA):
@@ -67,8 +64,6 @@ class Kermany(FileSource):
 
     def records(self) -> list[Record]:
         records = [_record(location) for location in self.files]
-        if self.random_split:
-            return [replace(record, split=None) for record in records]
         return val_from_train(keep_patients_apart(records))
 
 

@@ -6,11 +6,10 @@ Run: python -m ingest csv --src PATH --table FILE --name NAME --out DIR
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import isfile  # False for a name that is too long, where Path.is_file raises
 from pathlib import Path, PurePosixPath
 
 from ingest.csv_rows import read_rows, refuse_repeats
-from ingest.file_source import FileSource, check_name, require_folder
+from ingest.file_source import FileSource, check_name, present, require_folder
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.record import Record
 from ingest.split import TEST, TRAIN, TRAIN_VAL, VAL, SplitConfig
@@ -27,7 +26,8 @@ class TableConfig:
     """Your own images with a CSV table, one row per image: its path relative to SRC, its labels
     joined by |, and columns for patient, split and view where you have them. The labels exclude
     each other when every row has exactly one; a row may have none. Give the patients, if several
-    images are of one: without them, they may come to stand in different splits."""
+    images are of one: without them, they may come to stand in different splits. Paths and patients
+    stand in the shards as they are: give numbers or hashes, no names of people."""
 
     src: Path
     """Folder that the table's paths start from."""
@@ -49,6 +49,8 @@ class TableConfig:
     says val. Default: patients are split 70/10/20."""
     view_column: str | None = None
     """Column with the views, such as PA."""
+    modality_column: str | None = None
+    """Column with the modalities, such as DX."""
 
 
 class Table(FileSource):
@@ -60,14 +62,19 @@ class Table(FileSource):
         self.name = check_name(config.name)
         self.split = GIVEN_SPLIT if config.split_column else SplitConfig()
         columns = (config.path_column, config.labels_column)
-        others = (config.patient_column, config.split_column, config.view_column)
+        others = (
+            config.patient_column,
+            config.split_column,
+            config.view_column,
+            config.modality_column,
+        )
         required = [*columns, *(column for column in others if column is not None)]
         rows = list(read_rows(config.table, required))
         self.rows = [_record(self.name, config, line, cells) for line, cells in rows]
         refuse_repeats((r.location for r in self.rows), config.table)
         self.vocabulary = _vocabulary(self.rows, config)
         paths = {r.location: config.src / r.location for r in self.rows}
-        super().__init__(config.src, {k: path for k, path in paths.items() if isfile(path)})
+        super().__init__(config.src, present(paths))
         if not self.files:
             raise UserError(
                 f"none of the {len(paths)} images of {config.table} is in {config.src}, such as "
@@ -82,7 +89,11 @@ def _record(name: str, config: TableConfig, line: int, cells: Mapping[str, str])
     where = f"{config.table} line {line}"
     location = _location(cells[config.path_column], where)
     parts = (part.strip() for part in cells[config.labels_column].split("|"))
-    patient = cells[config.patient_column] if config.patient_column else ""
+
+    def cell(column: str | None) -> str | None:
+        return (cells[column] or None) if column else None
+
+    patient = cell(config.patient_column)
     split = cells[config.split_column] if config.split_column else None
     if split is not None and split not in _SPLITS:
         raise UserError(f"{where} has the split {split!r}; allowed: {', '.join(_SPLITS)}")
@@ -91,7 +102,8 @@ def _record(name: str, config: TableConfig, line: int, cells: Mapping[str, str])
         key=make_key(location),
         labels=tuple(sorted({part for part in parts if part})),
         patient=f"{name}:{patient}" if patient else None,
-        view=(cells[config.view_column] or None) if config.view_column else None,
+        view=cell(config.view_column),
+        modality=cell(config.modality_column),
         split=split,
     )
 
