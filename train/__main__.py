@@ -1,30 +1,36 @@
-"""python -m train RECIPE --shards DIR --run DIR; python -m train list | show RECIPE."""
+"""python -m train RECIPE --shards DIR --run DIR; list | show | preview | compare."""
 
 import json
 import os
 import re
 import signal
 import sys
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from shards.console import UserError, run
+from shards.console import RunFailed, UserError, run
 from shards.console import parse as parse_flags
-from train.config import TrainConfig, check_config
-from train.dist import World
-from train.log import jsonable, write_settings
-from train.loop import Interrupted, Trainer
-from train.recipes import RECIPES, describe, recipe
+from train.compare import CompareCommand, compare
+from train.config import TrainConfig, check_config, without_skipped
+from train.dist import World, is_lost_peer
+from train.loop import Trainer
+from train.preview import PreviewCommand, preview
+from train.recipes import RECIPES, recipe
+from train.settings import jsonable, write_settings
+from train.stop import Interrupted
 
 USAGE = """usage: python -m train RECIPE --shards DIR --run DIR [--SETTING VALUE ...]
-       python -m train list           the recipes
+       python -m train list           the recipes: source, data, cost, the result to expect
        python -m train show RECIPE    all settings of a recipe
+       python -m train preview RECIPE --shards DIR --out FILE.png  a class's copies, as a picture
+       python -m train compare RUN ...  a table and a plot of their test results by phase
        python -m train RECIPE --help  what each setting means
 
 Trains a recipe on the shards that `python -m ingest` wrote; the same command again goes on from
@@ -43,22 +49,38 @@ class TrainCommand:
     """The recipe's settings, each of which may be given another value."""
 
 
-def parse(name: str, arguments: list[str]) -> TrainCommand:
+Command = TypeVar("Command", bound=TrainCommand | PreviewCommand)
+
+
+def parse(name: str, arguments: list[str], kind: type[Command], verb: str = "") -> Command:
     """The command line of one recipe. UserError for an unknown setting, which lists the valid."""
     config = recipe(name)
+    arguments = [by_number(argument, config) for argument in arguments]
+    own = [f"--{item.name}" for item in fields(kind) if item.name != "config"]
     flags = settings_of(config)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
-        known = {"--help", "-h", "--shards", "--run", *flags}
+        known = {"--help", "-h", *own, *flags}
         if argument.startswith("--") and flag.replace("_", "-") not in known:
             patterns = dict.fromkeys(re.sub(r"\.\d+\.", ".N.", valid) for valid in flags)
+            shown = [valid for valid in patterns if not re.search(r"[-.]no-", valid)]
             raise UserError(
-                f"no setting {flag} in recipe {name}; there are (N counts from 0): --shards, "
-                f"--run, {', '.join(patterns)}"
+                f"no setting {flag} in recipe {name}; there are (N counts from 0, or is a stage's "
+                f"name; --no-... of a switch): {', '.join([*own, *shown])}"
             )
-    default = TrainCommand(shards=tyro.MISSING, run=tyro.MISSING, config=config)
-    prog = f"python -m train {name}"
-    return parse_flags(lambda: tyro.cli(TrainCommand, args=arguments, default=default, prog=prog))
+    needed = {item.name: tyro.MISSING for item in fields(kind) if item.default is MISSING}
+    default = kind(**{**needed, "config": config})
+    prog = f"python -m train {verb}{name}"
+    return parse_flags(lambda: tyro.cli(kind, args=arguments, default=default, prog=prog))
+
+
+def by_number(argument: str, config: TrainConfig) -> str:
+    """A flag that names its stage, with the stage's number: --stages.covid.batch 9."""
+    for number, stage in enumerate(config.stages):
+        name = f"--stages.{stage.name}."
+        if argument.startswith(name):
+            return f"--stages.{number}.{argument.removeprefix(name)}"
+    return argument
 
 
 def settings_of(value: Any, prefix: str = "--") -> list[str]:
@@ -80,11 +102,27 @@ def settings_of(value: Any, prefix: str = "--") -> list[str]:
 
 def train(command: TrainCommand) -> None:
     """Train to the end and print the result's table."""
-    config = command.config
-    check_config(config)
+    check_config(command.config)
+    config = without_skipped(command.config)
     world = World(config.device)
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    try:
+        _train(command, config, world)
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise RunFailed(
+            "another process of this run has ended, or did not answer in time; its own message "
+            "says why; the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        world.close()
+    if world.is_first:
+        print_result(command.run, config)
+
+
+def _train(command: TrainCommand, config: TrainConfig, world: World) -> None:
     trainer = Trainer(config, command.shards, command.run, world)
     if world.is_first:
         synthetic = any(manifest.synthetic for manifest in trainer.manifests)
@@ -97,10 +135,6 @@ def train(command: TrainCommand) -> None:
         if world.is_first:
             print("stopped; a checkpoint is written, the same command goes on", file=sys.stderr)
         sys.exit(130 if stop.number == signal.SIGINT else 0)
-    finally:
-        world.close()
-    if world.is_first:
-        print_result(command.run, config)
 
 
 def is_finished(folder: Path, config: TrainConfig) -> bool:
@@ -141,11 +175,22 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def list_recipes() -> None:
+def list_names() -> None:
     """Names and one sentence each."""
     table = Table("recipe", "what it trains")
-    for name in RECIPES:
-        table.add_row(name, describe(name))
+    for name, entry in RECIPES.items():
+        table.add_row(name, entry.what)
+    Console().print(table)
+
+
+def list_recipes() -> None:
+    """Of each recipe: what it trains, its paper, its data's commands, its cost, its result."""
+    table = Table.grid(padding=(0, 1))
+    for name, entry in RECIPES.items():
+        table.add_row(f"[bold]{name}[/bold]", "", escape(entry.what))
+        for label in ("source", "data", "cost", "expect"):
+            table.add_row("", label, escape(getattr(entry, label)))
+        table.add_row()
     Console().print(table)
 
 
@@ -154,15 +199,22 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
-        list_recipes()
+        list_names()
     elif arguments[0] == "list":
         list_recipes()
     elif arguments[0] == "show":
         if len(arguments) != 2:
             raise UserError(f"show takes one recipe; there are: {', '.join(RECIPES)}")
         print(json.dumps(jsonable(asdict(recipe(arguments[1]))), indent=1))
+    elif arguments[0] == "compare":
+        words, prog = arguments[1:], "python -m train compare"
+        compare(parse_flags(lambda: tyro.cli(CompareCommand, args=words, prog=prog)))
+    elif arguments[0] == "preview":
+        if len(arguments) < 2 or arguments[1].startswith("-"):
+            raise UserError(f"preview takes one recipe first; there are: {', '.join(RECIPES)}")
+        preview(parse(arguments[1], arguments[2:], PreviewCommand, "preview "))
     else:
-        train(parse(arguments[0], arguments[1:]))
+        train(parse(arguments[0], arguments[1:], TrainCommand))
 
 
 if __name__ == "__main__":

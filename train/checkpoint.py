@@ -1,13 +1,16 @@
-"""Checkpoints: a folder with weights, optimiser tensors and a small JSON state, there whole or not.
+"""Checkpoints: a folder with tensors and a small JSON state, there whole or not at all.
 
-`RUN/checkpoints/<number>/{model,optim}.safetensors, state.json`. No pickle is written or read.
+`RUN/checkpoints/<number>/{model,optim,ema,buffers}.safetensors, state.json`; ema only where it is
+on, buffers (each process's batch norm statistics) only with several processes. state.json holds the
+SHA-256 of every file, of itself too. Beside them lie the best weights that a checkpoint speaks of.
+No pickle is written or read.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +21,25 @@ from torch import Tensor, nn
 
 from shards.console import RunFailed, warn
 
-KEEP = 2
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """weights and optimiser tensors by name; state: what JSON holds."""
+    """weights, optim, ema, buffers: tensors by name; state: what JSON holds. best_file,
+    best_sha256: of the phase's best weights, in the checkpoints' folder; "" before there are any.
+    """
 
-    weights: dict[str, Tensor]
-    optim: dict[str, Tensor]
+    weights: Tensors
+    optim: Tensors
     state: dict[str, Any]
+    ema: Tensors = field(default_factory=dict)
+    buffers: Tensors = field(default_factory=dict)
+    best_file: str = ""
+    best_sha256: str = ""
 
 
-def optim_tensors(optim: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optim_tensors(optim: torch.optim.Optimizer) -> Tensors:
     """An optimiser's state as named tensors: '<parameter position>.<name>'."""
     state = optim.state_dict()["state"]
     return {
@@ -41,10 +50,10 @@ def optim_tensors(optim: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optim(optim: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optim(optim: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Inverse of optim_tensors, for an optimiser built anew from the same phase."""
     parameters = [p for group in optim.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, Tensors] = {}
     for full_name, value in tensors.items():
         position, name = full_name.split(".", 1)
         parameter = parameters[int(position)]
@@ -56,26 +65,47 @@ def load_optim(optim: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None
     optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optim: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Write the next numbered checkpoint and remove all but the last KEEP."""
+def weights_of(model: nn.Module) -> Tensors:
+    """The state dict, as safetensors takes it."""
+    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+
+
+def save_checkpoint(folder: Path, content: Checkpoint, keep: int) -> None:
+    """Write the next numbered checkpoint; remove all but the last `keep`, and the best weights of
+    which none of those speaks."""
     folder.mkdir(parents=True, exist_ok=True)
     number = max(_numbers(folder), default=0) + 1
     temporary = folder / "writing.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, temporary / "model.safetensors")
-    save_file(optim_tensors(optim), temporary / "optim.safetensors")
-    hashes = {file.name: _sha256(file) for file in temporary.iterdir()}
-    (temporary / "state.json").write_text(json.dumps({"position": state, "sha256": hashes}))
+    for name, tensors in (("model", content.weights), ("optim", content.optim)):
+        save_file(tensors, temporary / f"{name}.safetensors")
+    for name, tensors in (("ema", content.ema), ("buffers", content.buffers)):
+        if tensors:
+            save_file(tensors, temporary / f"{name}.safetensors")
+    state = {
+        **content.state,
+        "best_file": content.best_file,
+        "best_sha256": content.best_sha256,
+        "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
+    }
+    (temporary / "state.json").write_text(json.dumps({**state, "check": _check(state)}, indent=1))
     for file in temporary.iterdir():
         _sync(file)
+    _sync(temporary)
     temporary.replace(folder / f"{number:06d}")
     _sync(folder)
-    for old in _numbers(folder)[:-KEEP]:
-        shutil.rmtree(folder / f"{old:06d}")
+    _prune(folder, keep)
+
+
+def save_best(folder: Path, name: str, model: nn.Module) -> str:
+    """Write a phase's best weights so far, whole or not at all; the SHA-256 of the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "best.tmp"
+    save_file(weights_of(model), temporary)
+    _sync(temporary)
+    temporary.replace(folder / name)
+    return sha256_of(folder / name)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -97,14 +127,54 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def _read(path: Path) -> Checkpoint:
     state = json.loads((path / "state.json").read_bytes())
-    for name, digest in state["sha256"].items():
-        if _sha256(path / Path(name).name) != digest:
-            raise ValueError(f"the SHA-256 of {name} differs")
-    weights = load_file(path / "model.safetensors")
-    return Checkpoint(weights, load_file(path / "optim.safetensors"), state["position"])
+    if state.pop("check") != _check(state):
+        raise ValueError("state.json is not as it was written")
+    hashes, best, best_sha256 = (state.pop(k) for k in ("sha256", "best_file", "best_sha256"))
+    for name, digest in hashes.items():
+        _compare(path / name, digest)
+    if best:
+        _compare(path.parent / best, best_sha256)
+
+    def tensors(name: str) -> Tensors:
+        return load_file(path / name) if name in hashes else {}
+
+    return Checkpoint(
+        weights=load_file(path / "model.safetensors"),
+        optim=load_file(path / "optim.safetensors"),
+        state=state,
+        ema=tensors("ema.safetensors"),
+        buffers=tensors("buffers.safetensors"),
+        best_file=best,
+        best_sha256=best_sha256,
+    )
 
 
-def _sha256(path: Path) -> str:
+def _compare(path: Path, digest: str) -> None:
+    if sha256_of(path) != digest:
+        raise ValueError(f"the SHA-256 of {path.name} differs")
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in _numbers(folder)[:-keep]:
+        shutil.rmtree(folder / f"{old:06d}")
+    spoken_of = set()
+    for number in _numbers(folder):
+        try:
+            state = json.loads((folder / f"{number:06d}" / "state.json").read_bytes())
+            spoken_of.add(state["best_file"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: latest_checkpoint passes it over
+    for path in folder.glob("best-*.safetensors"):
+        if path.name not in spoken_of:
+            path.unlink()
+
+
+def _check(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """In hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,11 +1,16 @@
-"""A training's settings: stages made of phases. Recipes (train/recipes.py) return one of these."""
+"""A training's settings: stages made of phases. Recipes (train/recipes/) return one of these."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import torch
 
 from shards.console import UserError
 from shards.labels import Vocabulary
-from train.augment import Expansion
+from shards.manifest import Manifest
+from train.augment import NONE, Augment, Expansion, Varied, check_augment
+from train.loss import Loss, Output
+from train.models import fails_on_one_image
 from train.optim import OptimConfig
 from train.phases import Phase
 from train.store import InputConfig
@@ -21,6 +26,15 @@ class LabelExpansion:
 
 
 @dataclass(frozen=True)
+class LabelVariation:
+    """The images of one label become `copies`: as they are, and changed at random."""
+
+    label: str
+    copies: int
+    augment: Augment
+
+
+@dataclass(frozen=True)
 class KeptNeuron:
     """Output neuron keeping: the neuron of `label` starts as the one of `old_label`."""
 
@@ -29,26 +43,49 @@ class KeptNeuron:
 
 
 @dataclass(frozen=True)
+class ClassWeight:
+    """A label's weight in the loss: of its YES term with sigmoid, of its images with softmax."""
+
+    label: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class Stage:
-    """One data set's training. dataset: its folder under --shards; batch: source images of one
-    step, over all ranks, before expansion; mirror: probability that a mirrored image takes the
-    place of the original; expand_validation: the expansions hold on validation too."""
+    """One data set's training. dataset: its folder under --shards; labels: those of its labels that
+    are trained, none named: all; output: sigmoid per label, or softmax over exclusive labels;
+    class_weights: of the loss. batch: of one step, over all ranks, in units of batch_unit: source
+    images, each with all its copies, or augmented copies, those of the whole epoch shuffled;
+    remainder: an epoch's last step is filled up with its first units, or left out; expansions,
+    variations: how the images of a label are multiplied; augment: the change that takes the place
+    of any other image, in training only; expand_validation: expansions and variations hold on
+    validation too; balance: an epoch draws its images with replacement, so that every label is
+    drawn as often."""
 
     name: str
     dataset: str
     phases: tuple[Phase, ...]
     batch: int
-    mirror: float = 0.0
+    augment: Augment = NONE
     expansions: tuple[LabelExpansion, ...] = ()
+    variations: tuple[LabelVariation, ...] = ()
     expand_validation: bool = True
     keep_neurons: tuple[KeptNeuron, ...] = ()
     remainder: Literal["wrap", "drop"] = "wrap"
+    batch_unit: Literal["source", "augmented"] = "source"
+    balance: bool = False
+    labels: tuple[str, ...] = ()
+    output: Output = "sigmoid"
+    class_weights: tuple[ClassWeight, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """All settings of a run. size: of the network's input, pixels; micro_batch: copies that go
-    through the network at once (gradients accumulate over a step)."""
+    through the network at once (gradients accumulate over a step); head: the architecture's own
+    linear end, or Soares & Soares's; ema_decay: validate and keep the weights' moving average, that
+    goes on with this share of itself at each step; sync_norm: batch norm over all GPUs' images;
+    skip_stages: so many stages are left out, since the start, a run, has trained them."""
 
     recipe: str
     architecture: str
@@ -57,11 +94,22 @@ class TrainConfig:
     size: int = 224
     seed: int = 0
     micro_batch: int = 64
+    head: Literal["linear", "soares"] = "linear"
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ema_decay: float | None = None
+    sync_norm: bool = False
+    skip_stages: int = 0
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tf32: bool = True
+    """In fp32 an NVIDIA GPU may round what it multiplies to 10 bits of mantissa."""
+    auto_micro_batch: bool = False
+    """Where memory runs out, halve micro_batch and go on."""
     checkpoint_every_s: float = 600.0
+    """At most so many seconds between two checkpoints; each epoch writes one too."""
+    keep_checkpoints: int = 2
+    """So many of the last ones are kept, beside the best weights."""
 
 
 def check_config(config: TrainConfig) -> None:
@@ -72,6 +120,13 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(
             f"micro_batch is {config.micro_batch}; batch norm needs at least 3 (equal parts of 2)"
         )
+    if config.keep_checkpoints < 1:
+        raise UserError(f"keep_checkpoints is {config.keep_checkpoints}; at least 1")
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        raise UserError(f"ema_decay is {config.ema_decay}; between 0 and 1, such as 0.999, or None")
+    clip = config.optim.clip_norm
+    if clip is not None and clip <= 0:
+        raise UserError(f"optim.clip_norm is {clip}; over 0, or None")
     for stage in config.stages:
         if stage.batch < 1:
             raise UserError(f"stage {stage.name}: batch is {stage.batch}; at least 1")
@@ -79,6 +134,12 @@ def check_config(config: TrainConfig) -> None:
             raise UserError(f"stage {stage.name}: every phase needs at least 1 epoch")
         for phase in stage.phases:
             _check_phase(stage.name, phase)
+        check_augment(f"stage {stage.name}: augment", stage.augment)
+        for variation in stage.variations:
+            where = f"stage {stage.name}: the variations of {variation.label}"
+            check_augment(where, variation.augment)
+            if variation.copies < 1:
+                raise UserError(f"{where}: copies is {variation.copies}; at least 1")
         for item in stage.expansions:
             if item.expansion.rotations < 1 or item.expansion.translations < 1:
                 raise UserError(
@@ -93,12 +154,96 @@ def _check_phase(stage: str, phase: Phase) -> None:
             f"stage {stage}, phase {phase.name}: lr is {phase.lr}, weight_decay is "
             f"{phase.weight_decay}; lr must be over 0, weight_decay at least 0"
         )
+    schedule = phase.schedule
+    if not 0 < schedule.factor <= 1 or schedule.patience < 0 or schedule.every < 1:
+        raise UserError(
+            f"stage {stage}, phase {phase.name}: schedule.factor is {schedule.factor} (over 0, at "
+            f"most 1), patience {schedule.patience} (0 or more), every {schedule.every} (1 or more)"
+        )
     if phase.patience is not None and phase.patience < 1:
         raise UserError(
             f"stage {stage}, phase {phase.name}: patience is {phase.patience}; at least 1, or None"
         )
 
 
-def expansions_of(stage: Stage, vocabulary: Vocabulary) -> dict[int, Expansion]:
-    """The stage's expansions by label position. UserError for a label the vocabulary lacks."""
-    return {vocabulary.index(item.label): item.expansion for item in stage.expansions}
+def without_skipped(config: TrainConfig) -> TrainConfig:
+    """The same training without the stages that it starts after. UserError when none is left."""
+    count = config.skip_stages
+    if not count:
+        return config
+    if not 0 < count < len(config.stages) or config.start.kind != "checkpoint":
+        raise UserError(
+            f"skip_stages is {count}, start.kind is {config.start.kind}; the recipe has "
+            f"{len(config.stages)} stages, of which at least one is trained, and what stands for "
+            "the others is a run: --start.kind checkpoint --start.path RUN"
+        )
+    return replace(config, stages=config.stages[count:], skip_stages=0)
+
+
+def vocabulary_of(stage: Stage, manifest: Manifest) -> Vocabulary:
+    """What the stage's outputs mean. UserError for a label that the data set lacks."""
+    whole = manifest.vocabulary
+    if not stage.labels:
+        return whole
+    for name in stage.labels:
+        whole.index(name)
+    return Vocabulary(stage.labels, whole.exclusive and set(stage.labels) == set(whole.names))
+
+
+def loss_of(stage: Stage, vocabulary: Vocabulary, device: torch.device) -> Loss:
+    """The stage's loss."""
+    if not stage.class_weights:
+        return Loss(stage.output)
+    weights = torch.ones(len(vocabulary), device=device)
+    for item in stage.class_weights:
+        weights[vocabulary.index(item.label)] = item.weight
+    return Loss(stage.output, weights)
+
+
+def check_stage(config: TrainConfig, stage: Stage, vocabulary: Vocabulary, processes: int) -> None:
+    """UserError for settings that do not go with the data set, or with so many processes."""
+    if stage.batch < processes:
+        raise UserError(
+            f"stage {stage.name}: batch is {stage.batch}, fewer than the {processes} processes; "
+            "start fewer, or take a larger batch"
+        )
+    expansions_of(stage, vocabulary)
+    for item in stage.class_weights:
+        vocabulary.index(item.label)
+        if item.weight <= 0:
+            raise UserError(f"stage {stage.name}: the class weight of {item.label} must be over 0")
+    accuracy = any(phase.keep == "best accuracy" for phase in stage.phases)
+    if not vocabulary.exclusive and (stage.output == "softmax" or accuracy):
+        what = "output softmax" if stage.output == "softmax" else "keep best accuracy"
+        raise UserError(
+            f"stage {stage.name}: {what} needs labels of which each image has exactly one; those "
+            f"of {stage.dataset} do not exclude each other: take output sigmoid, keep best loss"
+        )
+    if stage.batch // processes == 1 and _one_image_alone(config, stage):
+        raise UserError(
+            f"stage {stage.name}: batch is {stage.batch} in {processes} processes: batch norm "
+            f"cannot train on one image of {config.size} pixels, where its maps have one; take a "
+            "batch of 2 or more per process, or a larger size"
+        )
+
+
+def _one_image_alone(config: TrainConfig, stage: Stage) -> bool:
+    """Whether batch norm, training, may meet a single value."""
+    frozen = all(p.trainable == "head" and p.frozen_norm == "eval" for p in stage.phases)
+    return not frozen and fails_on_one_image(config.architecture, config.size, config.head)
+
+
+def expansions_of(stage: Stage, vocabulary: Vocabulary) -> dict[int, Expansion | Varied]:
+    """What multiplies the images, by label position. UserError for a label the vocabulary lacks, or
+    one that is named twice."""
+    rules: list[tuple[str, Expansion | Varied]] = [
+        *((item.label, item.expansion) for item in stage.expansions),
+        *((item.label, Varied(item.copies, item.augment)) for item in stage.variations),
+    ]
+    found = {vocabulary.index(label): rule for label, rule in rules}
+    if len(found) < len(rules):
+        raise UserError(
+            f"stage {stage.name}: a label has two expansions or variations; each may have one: "
+            f"{', '.join(label for label, _ in rules)}"
+        )
+    return found

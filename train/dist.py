@@ -1,5 +1,6 @@
 """The ranks of a training under torchrun; without torchrun a world of one."""
 
+import hashlib
 import os
 from datetime import timedelta
 
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 from shards.order import rank_slice
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
@@ -69,6 +70,19 @@ class World:
             gradient_as_bucket_view=True,
         )
 
+    def check_sync_norm(self, wanted: bool) -> None:
+        """UserError for SyncBatchNorm without GPUs: torch's works on them only."""
+        if wanted and self.device.type != "cuda":
+            raise UserError(
+                "--sync-norm needs GPUs; leave it out on a CPU (or take a larger batch)"
+            )
+
+    def sync_norm(self, model: nn.Module, wanted: bool) -> nn.Module:
+        """With batch norm over all ranks' images, if wanted; its weights keep their names."""
+        if not wanted or self.size == 1:
+            return model
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
     def average_buffers(self, model: nn.Module) -> None:
         """Give every rank the mean of all ranks' batch norm statistics."""
         if self.size == 1:
@@ -77,6 +91,56 @@ class World:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= self.size
+
+    def gather_buffers(self, model: nn.Module) -> dict[str, Tensor]:
+        """Every rank's batch norm statistics as '<rank>.<name>', which differ until they are
+        averaged; {} for one rank."""
+        if self.size == 1:
+            return {}
+        names = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
+        buffers = dict(model.named_buffers())
+        if not names:
+            return {}
+        flat = torch.cat([buffers[name].flatten() for name in names])
+        parts = [torch.empty_like(flat) for _ in range(self.size)]
+        dist.all_gather(parts, flat)
+        sizes = [buffers[name].numel() for name in names]
+        return {
+            f"{rank}.{name}": value.reshape(buffers[name].shape).cpu()
+            for rank, part in enumerate(parts)
+            for name, value in zip(names, part.split(sizes))
+        }
+
+    def load_buffers(self, model: nn.Module, saved: dict[str, Tensor]) -> None:
+        """This rank's of gather_buffers; on another number of ranks their mean (running statistics
+        are linear, so each image of the epoch so far counts as it did), and {} changes nothing."""
+        ranks = {name.split(".", 1)[0] for name in saved}
+        own = [self.rank] if len(ranks) == self.size else sorted(map(int, ranks))
+        for name, buffer in model.named_buffers():
+            if own and buffer.is_floating_point():
+                buffer.copy_(torch.stack([saved[f"{rank}.{name}"] for rank in own]).mean(0))
+
+    def check_same(self, model: nn.Module) -> None:
+        """RunFailed, on every rank, when the ranks' parameters are not the same to the bit."""
+        if self.size == 1:
+            return
+        digest = hashlib.sha256()
+        for parameter in model.parameters():
+            flat = parameter.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().data)
+        own = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8).to(self.device)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        sums = [bytes(part.cpu().numpy()).hex()[:16] for part in parts]
+        usual = max(sums, key=sums.count)
+        others = [str(rank) for rank, found in enumerate(sums) if found != usual]
+        if others:
+            known = ", ".join(f"{rank}: {found}" for rank, found in enumerate(sums))
+            raise RunFailed(
+                f"the processes have diverged: the weights of rank {', '.join(others)} are not "
+                f"those of the others (SHA-256 by rank: {known}); look for a faulty device; the "
+                "same command goes on from the last checkpoint"
+            )
 
     def gather_rows(self, rows: Tensor, total: int) -> Tensor:
         """This rank's rows (n, ...), those of rank_slice(range(total)) -> on every rank all rows
@@ -94,6 +158,16 @@ class World:
             share = rank_slice(everything, rank, self.size)
             out[torch.from_numpy(share).to(self.device)] = part[: len(share)]
         return out
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another rank has ended, or did not come in time."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network that World.wrap was given."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:

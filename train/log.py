@@ -1,110 +1,17 @@
-"""What a run writes for people: settings, environment, metrics, TensorBoard events, curves."""
+"""What a run writes for people: metrics, TensorBoard events, curves, the lists of its splits."""
 
 import json
-import os
-import platform
-import subprocess
-import sys
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from shards.console import UserError
 from shards.writer import write_atomic
-from train.config import TrainConfig
 
 matplotlib.use("Agg")
-
-
-def jsonable(value: Any) -> Any:
-    """Dataclasses' dicts as JSON holds them: paths as text, tuples as lists."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool) -> None:
-    """RUN/settings.json; a folder that holds a run with other settings is refused (UserError).
-
-    Until the first checkpoint nothing is lost, so corrected settings replace the old ones.
-    """
-    path = run / "settings.json"
-    settings = {
-        "recipe": config.recipe,
-        "config": jsonable(asdict(config)),
-        "shards": str(shards.resolve()),
-        "synthetic": synthetic,
-    }
-    if path.is_file() and (run / "checkpoints").is_dir():
-        differing = _differences(json.loads(path.read_bytes()), settings)
-        if differing:
-            raise UserError(
-                f"{run} holds another run (differing: {', '.join(differing[:5])}); take another "
-                "--run folder, or the settings of that run"
-            )
-        return
-    if not path.is_file() and run.is_dir() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty and holds no run; take another --run folder")
-    run.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m train", *sys.argv[1:]])
-    write_json(path, {**settings, "command": command, "commit": _commit()})
-    write_json(run / "environment.json", _environment())
-
-
-# What may change when a run goes on: where and how it computes, not what.
-_MAY_CHANGE = ("config.device", "config.input", "config.checkpoint_every_s", "shards")
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in new.items():
-        name = f"{prefix}{key}"
-        if name in _MAY_CHANGE or old.get(key) == value:
-            continue
-        if isinstance(value, dict) and isinstance(old.get(key), dict):
-            found += _differences(old[key], value, f"{name}.")
-        else:
-            found.append(name)
-    return found
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, there whole or not at all."""
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _commit() -> str | None:
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
-
-
-def _environment() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": platform.platform(),
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-    }
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = [line for line in file if line.startswith("model name")]
-        return lines[0].split(":", 1)[1].strip()
-    except (OSError, IndexError):
-        return platform.processor() or "unknown"
 
 
 class MetricsLog:
@@ -164,3 +71,12 @@ def draw_curves(run: Path) -> None:
     figure.tight_layout()
     figure.savefig(run / "curves.png", dpi=100)
     plt.close(figure)
+
+
+def write_splits(folder: Path, keys: Mapping[str, Sequence[str]]) -> None:
+    """FOLDER/splits/<split>.txt: the keys of the images that a stage trained and was judged on, one
+    a line."""
+    (folder / "splits").mkdir(parents=True, exist_ok=True)
+    for split, names in keys.items():
+        text = "".join(f"{name}\n" for name in names)
+        write_atomic(folder / "splits" / f"{split}.txt", text.encode())

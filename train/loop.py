@@ -3,47 +3,54 @@
 Run: python -m train RECIPE --shards DIR --run DIR
 """
 
-import signal
-import time
+from functools import partial
 from pathlib import Path
-from statistics import median
-from types import FrameType
 
+import numpy as np
 import torch
 from torch import nn
 
-from shards.console import Advance, RunFailed, UserError, progress
+from shards.console import RunFailed, UserError, progress
 from shards.labels import Vocabulary
 from shards.manifest import check_shards, load_manifest, manifest_hash
-from shards.order import epoch_order, global_batch, steps_per_epoch
-from train.batch import Expander
-from train.checkpoint import Checkpoint, latest_checkpoint, load_optim, save_checkpoint
-from train.config import Stage, TrainConfig, expansions_of
+from shards.order import copy_order, epoch_order, steps_per_epoch
+from train.augment import NONE
+from train.checkpoint import Checkpoint, save_best
+from train.config import (
+    Stage,
+    TrainConfig,
+    check_stage,
+    expansions_of,
+    loss_of,
+    vocabulary_of,
+)
 from train.dist import World
-from train.log import MetricsLog, draw_curves
+from train.ema import Ema
+from train.epoch import Clock, PhaseRun
+from train.expand import Expander
+from train.load import load_stores
+from train.log import MetricsLog, draw_curves, write_splits
+from train.memory_limit import MicroBatch, is_out_of_memory
 from train.metrics import Metrics
 from train.models import build_model, load_weights
+from train.monitor import Monitor
 from train.optim import build_optim, set_trainable
 from train.phases import Phase, finished
 from train.position import Position
 from train.precision import Precision
-from train.results import best_path, load_best, phase_result, save_best, write_stage
+from train.results import best_path, load_best, phase_result, write_stage
 from train.runs import ModelSpec
+from train.sampling import balanced_order
+from train.saver import Saver
+from train.settings import identity_of
 from train.step import Stepper
-from train.store import load_store
+from train.stop import Interrupted, Stop
+from train.store import Store, select_labels
 from train.transfer import transfer_head
 from train.validate import validate
 from train.weights import start_model
 
 SPLITS = ("train", "val", "test")
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its checkpoint is written."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 class Trainer:
@@ -52,27 +59,47 @@ class Trainer:
     def __init__(self, config: TrainConfig, shards: Path, run: Path, world: World) -> None:
         """UserError when a data set is missing, or does not match its manifest."""
         self.config, self.shards, self.folder, self.world = config, shards, run, world
-        self.precision = Precision(config.precision, world.device)
+        self.precision = Precision(config.precision, world.device, tf32=config.tf32)
         self.manifests = [load_manifest(shards / stage.dataset) for stage in config.stages]
+        self.vocabularies = []
         for stage, manifest in zip(config.stages, self.manifests):
-            if stage.batch < world.size:
-                raise UserError(
-                    f"stage {stage.name}: batch is {stage.batch}, fewer than the {world.size} "
-                    "processes; start fewer, or take a larger batch"
-                )
             check_shards(shards / stage.dataset, manifest, SPLITS)
-            expansions_of(stage, manifest.vocabulary)
-        self.signal: int | None = None
-        self.saved_at = time.monotonic()
+            self.vocabularies.append(vocabulary_of(stage, manifest))
+            check_stage(config, stage, self.vocabularies[-1], world.size)
+        world.check_sync_norm(config.sync_norm)
+        self.stop, self.monitor = Stop(), Monitor(world.device)
+        self.micro_batch = MicroBatch(run, config.micro_batch, auto=config.auto_micro_batch)
+        self.saver = Saver(
+            run / "checkpoints",
+            world,
+            self.stop,
+            identity_of(config, shards, self.manifests),
+            config.keep_checkpoints,
+            config.checkpoint_every_s,
+        )
 
     def run(self) -> None:
-        """Train all stages. Interrupted after a signal, RunFailed for a loss that is no number."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
-        self.at = Position.from_json(checkpoint.state) if checkpoint else Position()
+        """Train all stages. Interrupted after a signal; RunFailed for a loss that is no number, for
+        processes that diverge, and where memory runs out. UserError for another run's checkpoint.
+        """
+        self.stop.listen()
+        try:
+            self._run()
+        except RuntimeError as error:
+            if self.stop.number is not None:  # another process has obeyed the same signal before
+                raise Interrupted(self.stop.number) from error
+            if is_out_of_memory(error):
+                raise RunFailed(
+                    f"out of memory ({error}); lower --micro-batch, or take --input.store host"
+                ) from error
+            raise
+
+    def _run(self) -> None:
+        checkpoint = self.saver.latest()
+        self.at = Position.from_json(checkpoint.state["position"]) if checkpoint else Position()
         self.log = MetricsLog(self.folder, self.at.lines) if self.world.is_first else None
-        self.model, vocabulary = self._first_model(checkpoint)
+        with self.stop.at_once():
+            self.model, vocabulary = self._first_model(checkpoint)
         for stage in self.config.stages[self.at.stage :]:
             vocabulary = self._run_stage(stage, vocabulary, checkpoint)
             checkpoint = None
@@ -81,154 +108,149 @@ class Trainer:
             self.log.close()
 
     def _first_model(self, checkpoint: Checkpoint | None) -> tuple[nn.Module, Vocabulary]:
-        vocabulary = self.manifests[self.at.stage].vocabulary
-        torch.manual_seed(self.config.seed)
+        config, vocabulary = self.config, self.vocabularies[self.at.stage]
+        name, head, size = config.architecture, config.head, config.size
+        torch.manual_seed(config.seed)
         if checkpoint is None:
-            return start_model(self.config.start, self.config.architecture, vocabulary)
-        model = build_model(self.config.architecture, len(vocabulary))
+            return start_model(config.start, name, vocabulary, head=head, size=size)
+        model = build_model(name, len(vocabulary), head=head, size=size)
         load_weights(model, checkpoint.weights, str(self.folder / "checkpoints"))
         return model, vocabulary
 
     def _run_stage(
         self, stage: Stage, old: Vocabulary, checkpoint: Checkpoint | None
     ) -> Vocabulary:
-        manifest = self.manifests[self.at.stage]
-        vocabulary = manifest.vocabulary
+        vocabulary = self.vocabularies[self.at.stage]
         if checkpoint is None and (stage.keep_neurons or old != vocabulary):
             # Seeded here, so that a resumed run draws the same new neurons.
             torch.manual_seed(self.config.seed + self.at.stage)
             keep = {kept.label: kept.old_label for kept in stage.keep_neurons}
             transfer_head(self.model, old, vocabulary, keep)
-        self.model = self.model.to(self.world.device)
-        self.stores = {
-            split: load_store(
-                self.shards / stage.dataset,
-                manifest,
-                split,
-                size=self.config.size,
-                config=self.config.input,
-                device=self.world.device,
-                shown=self.world.is_first,
-            )
-            for split in SPLITS
-        }
+        self.model = self.world.sync_norm(self.model.to(self.world.device), self.config.sync_norm)
+        self.stores = self._load_stores(stage, vocabulary)
         self.expansions = expansions_of(stage, vocabulary)
+        self.loss = loss_of(stage, vocabulary, self.world.device)
         while self.at.phase < len(stage.phases):
             self._run_phase(stage, stage.phases[self.at.phase], checkpoint)
             checkpoint = None
         if self.world.is_first:
             spec = self._spec(stage)
             write_stage(self.folder / stage.name, self.model, spec, self.stores, self.at.phases)
+        for store in self.stores.values():
+            store.close()
+        self.stores = {}  # the next stage's are chosen by what memory is free
         self.at.end_stage()
         return vocabulary
 
+    def _load_stores(self, stage: Stage, vocabulary: Vocabulary) -> dict[str, Store]:
+        manifest = self.manifests[self.at.stage]
+        with self.stop.at_once():
+            stores = load_stores(
+                self.shards / stage.dataset,
+                manifest,
+                SPLITS,
+                size=self.config.size,
+                config=self.config.input,
+                world=self.world,
+            )
+        if self.world.is_first:
+            keys = {split: store.keys for split, store in stores.items()}
+            write_splits(self.folder / stage.name, keys)
+        columns = [manifest.vocabulary.index(name) for name in vocabulary.names]
+        return {split: select_labels(store, columns) for split, store in stores.items()}
+
     def _run_phase(self, stage: Stage, phase: Phase, checkpoint: Checkpoint | None) -> None:
-        set_trainable(self.model, phase)
-        self.optim = build_optim(self.config.optim, self.model, phase)
+        stepper = self._stepper(stage, phase)
         if checkpoint:
-            load_optim(self.optim, checkpoint.optim)
-        stepper = Stepper(
-            model=self.world.wrap(self.model),
-            optim=self.optim,
-            store=self.stores["train"],
-            expander=Expander(self.expansions, stage.mirror, self.config.seed, self.config.size),
-            precision=self.precision,
-            world=self.world,
-            micro_batch=self.config.micro_batch,
+            self.saver.restore(checkpoint, stepper)
+        run = PhaseRun(
+            stage=stage,
+            phase=phase,
+            at=self.at,
+            stepper=stepper,
+            saver=self.saver,
+            micro_batch=self.micro_batch,
+            validate=partial(self._validate, stage),
+            order=partial(self._order, stage, stepper),
+            clock=Clock(self.monitor),
+            log=self.log,
         )
-        steps = steps_per_epoch(len(stepper.store), stage.batch, stage.remainder)
+        units = len(self._order(stage, stepper, self.at.epoch))
+        steps = steps_per_epoch(units, stage.batch, stage.remainder)
+        if not steps:
+            raise UserError(
+                f"stage {stage.name}: an epoch has {units} units of {stage.batch_unit}, the batch "
+                f"is {stage.batch}, and --remainder drop leaves no step; take a smaller batch, or "
+                "wrap"
+            )
         label = f"{stage.name} {self.at.phase + 1}/{len(stage.phases)} {phase.name}"
         with progress(label, phase.epochs * steps, shown=self.world.is_first) as advance:
             advance(self.at.progress.epoch * steps + self.at.step)
             while not finished(phase, self.at.progress):
-                self._run_epoch(stage, phase, stepper, steps, advance)
-        self.world.barrier()  # the first rank may still be writing the best weights
-        load_best(best_path(self.folder, stage.name, self.at.phase), self.model)
-        result = phase_result(phase, self.at, self._validate(stage, "test"))
-        self.at.end_phase(result)
+                run.epoch(advance)
+        self._end_phase(stage, phase)
 
-    def _run_epoch(
-        self, stage: Stage, phase: Phase, stepper: Stepper, steps: int, advance: Advance
-    ) -> None:
-        started, durations, copies = time.monotonic(), [], 0
-        epoch = self.at.epoch
-        order = epoch_order(len(stepper.store), seed=self.config.seed, epoch=epoch)
-        self.model.train()
-        for step in range(self.at.step, steps):
-            began = time.monotonic()
-            batch = global_batch(order, step, stage.batch, stage.remainder)
-            loss, known, count = stepper.accumulate(batch, epoch)
-            loss_sum, stop = self._agree(loss, [stepper.store.keys[i] for i in batch])
-            stepper.update()
-            self.at.step = step + 1
-            self.at.loss_sum += loss_sum
-            self.at.loss_count += known
-            copies += count
-            durations.append(time.monotonic() - began)
-            advance(1, note=f"loss {self.at.train_loss:.4f}")
-            if stop:
-                self._save()
-        val = self._validate(stage, "val")
-        train_loss = self.at.train_loss
-        self.at.end_epoch(val.loss)
-        if self.at.progress.improved and self.world.is_first:
-            save_best(best_path(self.folder, stage.name, self.at.phase), self.model)
-        if self.log:
-            self.log.write(
-                {
-                    "stage": stage.name,
-                    "phase": self.at.phase + 1,
-                    "phase_name": phase.name,
-                    "epoch": epoch + 1,
-                    "train_loss": train_loss,
-                    "val_loss": val.loss,
-                    "val_accuracy": val.accuracy,
-                    "val_auroc": val.auroc_mean,
-                    "lr": phase.lr,
-                    "seconds": time.monotonic() - started,
-                    "step_s": median(durations) if durations else None,
-                    "img_s": copies / sum(durations) if durations else None,
-                    "copies": copies,
-                    "time": time.time(),
-                }
-            )
-            self.at.lines = self.log.lines
-        self._save()
+    def _stepper(self, stage: Stage, phase: Phase) -> Stepper:
+        set_trainable(self.model, phase)
+        config = self.config
+        return Stepper(
+            model=self.world.wrap(self.model),
+            optim=build_optim(config.optim, self.model, phase),
+            store=self.stores["train"],
+            expander=Expander(self.expansions, stage.augment, config.seed, config.size),
+            precision=self.precision,
+            world=self.world,
+            micro_batch=self.micro_batch.now,
+            loss=self.loss,
+            clip_norm=config.optim.clip_norm,
+            ema=Ema(self.model, config.ema_decay) if config.ema_decay else None,
+        )
 
-    def _agree(self, loss: float, keys: list[str]) -> tuple[float, bool]:
-        """Between backward and update, in one exchange: the loss summed over the ranks, and whether
-        to write a checkpoint now. RunFailed on every rank when any rank's loss is no number."""
-        due = time.monotonic() - self.saved_at > self.config.checkpoint_every_s
-        stop = due or self.signal is not None
-        total, stops = self.world.sum([loss, float(stop)])
-        if not abs(total) < float("inf"):
-            raise RunFailed(
-                f"the loss is {total} in stage {self.at.stage + 1}, epoch {self.at.epoch + 1}, "
-                f"step {self.at.step + 1}; its batch: {', '.join(keys[:16])}; lower the phase's lr "
-                "or take --precision fp32 in a new run (the last checkpoint is from before)"
-            )
-        return total, stops > 0
+    def _end_phase(self, stage: Stage, phase: Phase) -> None:
+        """Go back to the phase's best weights, which the next phase begins with, and test them."""
+        self.world.barrier()  # the first rank may still be writing them
+        load_best(self.saver.best(self.at), self.model)
+        with self.stop.at_once():
+            test = self._validate(stage, self.model, "test")
+        if self.world.is_first:
+            path = best_path(self.folder, stage.name, self.at.phase)
+            save_best(path.parent, path.name, self.model)
+        self.at.end_phase(phase_result(phase, self.at, test))
 
-    def _validate(self, stage: Stage, split: str) -> Metrics:
-        """Validation sees the stage's copies (if it says so), test the images; neither mirrors."""
+    def _order(self, stage: Stage, stepper: Stepper, epoch: int) -> np.ndarray:
+        """The epoch's samples, of all ranks, as positions in the store; or its copies."""
+        labels, seed = stepper.store.labels, self.config.seed
+        if stage.balance:
+            factors = stepper.expander.factors(labels)
+            samples = balanced_order(labels, factors, seed=seed, epoch=epoch)
+        else:
+            samples = epoch_order(len(labels), seed=seed, epoch=epoch)
+        if stage.batch_unit == "source":
+            return samples
+        factors = stepper.expander.factors(labels[samples])
+        return copy_order(samples, factors, seed=seed, epoch=epoch)
+
+    def _validate(self, stage: Stage, model: nn.Module, split: str) -> Metrics:
+        """Validation sees the stage's copies (if it says so), test the images; neither augments."""
         expand = split == "val" and stage.expand_validation
-        self.world.average_buffers(self.model)
+        self.world.average_buffers(model)
         return validate(
-            self.model,
+            model,
             self.stores[split],
-            Expander(self.expansions if expand else {}, 0.0, self.config.seed, self.config.size),
-            exclusive=self.manifests[self.at.stage].exclusive,
+            Expander(self.expansions if expand else {}, NONE, self.config.seed, self.config.size),
+            exclusive=self.vocabularies[self.at.stage].exclusive,
             world=self.world,
             precision=self.precision,
-            micro_batch=self.config.micro_batch,
+            micro_batch=self.micro_batch.now,
+            loss=self.loss,
         )
 
     def _spec(self, stage: Stage) -> ModelSpec:
-        manifest = self.manifests[self.at.stage]
+        manifest, vocabulary = self.manifests[self.at.stage], self.vocabularies[self.at.stage]
         return ModelSpec(
             architecture=self.config.architecture,
-            labels=manifest.labels,
-            exclusive=manifest.exclusive,
+            labels=vocabulary.names,
+            exclusive=vocabulary.exclusive,
             size=self.config.size,
             shorter_side=manifest.shorter_side,
             preprocessing_version=manifest.preprocessing_version,
@@ -237,17 +259,6 @@ class Trainer:
             recipe=self.config.recipe,
             stage=stage.name,
             synthetic=manifest.synthetic,
+            output=stage.output,
+            head=self.config.head,
         )
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-
-    def _save(self) -> None:
-        """Write a checkpoint; when a signal asked for the end, end (Interrupted, on every rank)."""
-        if self.world.is_first:
-            folder = self.folder / "checkpoints"
-            save_checkpoint(folder, self.model, self.optim, self.at.to_json())
-        self.saved_at = time.monotonic()
-        number = int(self.world.max(float(self.signal or 0)))
-        if number:
-            raise Interrupted(number)

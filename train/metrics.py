@@ -1,4 +1,4 @@
-"""Metrics of an evaluation, exact, on masked labels: loss, accuracy, AUROC."""
+"""Metrics of an evaluation, exact, on masked labels: loss, accuracy, AUROC, F1."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,29 @@ from shards.labels import NO, UNKNOWN, YES
 @dataclass(frozen=True)
 class Metrics:
     """loss: mean over known labels; accuracy: of the argmax, None where labels do not exclude each
-    other; auroc: per label, None where only one kind of truth is there."""
+    other; auroc: per label, None where only one kind of truth is there; f1: per label, of the
+    argmax where labels exclude each other, else of probabilities from 0.5 on; None without a YES.
+    """
 
     loss: float
     accuracy: float | None
     auroc: tuple[float | None, ...]
+    f1: tuple[float | None, ...] = ()
 
     @property
     def auroc_mean(self) -> float | None:
         """Mean over the labels that have one."""
-        known = [value for value in self.auroc if value is not None]
-        return float(np.mean(known)) if known else None
+        return _mean(self.auroc)
+
+    @property
+    def f1_mean(self) -> float | None:
+        """Mean over the labels that have one."""
+        return _mean(self.f1)
+
+
+def _mean(values: tuple[float | None, ...]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float | None:
@@ -36,15 +48,29 @@ def auroc(truth: np.ndarray, score: np.ndarray) -> float | None:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
 
 
+def f1(truth: np.ndarray, called: np.ndarray) -> float | None:
+    """truth: (N,) of YES, NO, UNKNOWN; called: (N,) bool -> 2 TP / (2 TP + FP + FN) over what is
+    known; None where no truth is YES."""
+    known = truth != UNKNOWN
+    yes, called = truth[known] == YES, called[known]
+    if not yes.any():
+        return None
+    return float(2 * (yes & called).sum() / (yes.sum() + called.sum()))
+
+
 def evaluate_logits(logits: np.ndarray, labels: np.ndarray, exclusive: bool) -> Metrics:
     """logits: (N, L) float; labels: (N, L) int8."""
     wide = logits.astype(np.float64)
     losses = np.logaddexp(0.0, np.where(labels == YES, -wide, wide))
     known = labels != UNKNOWN
+    called = wide >= 0
+    if exclusive:
+        called = wide.argmax(axis=1)[:, None] == np.arange(wide.shape[1])
     return Metrics(
         loss=float(losses[known].mean()),
         accuracy=_accuracy(wide, labels) if exclusive else None,
         auroc=tuple(auroc(labels[:, i], wide[:, i]) for i in range(labels.shape[1])),
+        f1=tuple(f1(labels[:, i], called[:, i]) for i in range(labels.shape[1])),
     )
 
 

@@ -13,14 +13,24 @@ class Precision:
     DenseNet121 at 224 on 2 cores with AVX-512 bf16: 26 img/s in bf16, 15 in fp32.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, *, tf32: bool = True) -> None:
+        """tf32: fp32 products on a GPU may take 10 bits of mantissa."""
         if name not in CHOICES:
             raise UserError(f"no precision {name!r}; there are: {', '.join(CHOICES)}")
         if name == "fp16" and device.type == "cpu":
             raise UserError("precision fp16 needs a GPU; on a CPU take auto, bf16 or fp32")
         self.name = best_precision(device) if name == "auto" else name
         self.device = device
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+            # Micro-batches have few shapes (see train.batch.part_sizes), each tuned once.
+            torch.backends.cudnn.benchmark = True
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of the network's input: what autocast would cast it to in the first convolution."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.name]
 
     def autocast(self) -> torch.autocast:
         """The context for a forward pass."""

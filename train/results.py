@@ -4,16 +4,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from shards.console import RunFailed
-from train.log import write_json
 from train.metrics import Metrics
 from train.models import load_weights
 from train.phases import Phase
 from train.position import Position
 from train.runs import ModelSpec, save_model
+from train.settings import write_json
 from train.store import Store
 
 
@@ -22,19 +23,17 @@ def best_path(run: Path, stage: str, phase: int) -> Path:
     return run / stage / f"phase-{phase + 1}.safetensors"
 
 
-def save_best(path: Path, model: nn.Module) -> None:
-    """Write the weights, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
-    temporary.replace(path)
-
-
 def load_best(path: Path, model: nn.Module) -> None:
     """Go back to a phase's best weights. RunFailed when no epoch had a finite validation loss."""
     if not path.is_file():
         raise RunFailed(f"no {path}: no epoch of the phase had a finite validation loss")
-    load_weights(model, load_file(path), str(path))
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise RunFailed(f"{path} is damaged ({error}); the same command goes on before it") from (
+            error
+        )
+    load_weights(model, weights, str(path))
 
 
 def phase_result(phase: Phase, at: Position, test: Metrics) -> dict[str, Any]:

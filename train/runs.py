@@ -20,7 +20,13 @@ from train.models import build_model, load_weights
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed to build the network, feed it and read its outputs."""
+    """All that is needed to build the network, feed it and read its outputs.
+
+    output: how logits become probabilities, sigmoid per label or softmax over the labels
+    (train.loss.probabilities computes either). head: linear, or soares, whose flatten ties the
+    network to `size`. Every network is fed step 4 of the preprocessing contract: one that works on
+    [0, 1], as soares does, undoes ImageNet's normalisation itself.
+    """
 
     architecture: str
     labels: tuple[str, ...]
@@ -34,6 +40,8 @@ class ModelSpec:
     stage: str
     synthetic: bool
     weights_sha256: str = ""
+    output: str = "sigmoid"
+    head: str = "linear"
 
 
 def save_model(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
@@ -72,7 +80,7 @@ def load_run_model(run: Path, stage: str | None = None) -> tuple[nn.Module, Mode
     if name not in names:
         raise UserError(f"no stage {name!r} in {run}; it has: {', '.join(names)}")
     spec = _read_spec(run / name)
-    model = build_model(spec.architecture, len(spec.labels))
+    model = build_model(spec.architecture, len(spec.labels), head=spec.head, size=spec.size)
     path = run / name / "model.safetensors"
     try:
         weights = load_file(path)
@@ -91,8 +99,9 @@ def _read_spec(folder: Path) -> ModelSpec:
     try:
         raw = json.loads(path.read_bytes())
         known = {f.name for f in fields(ModelSpec)}
-        if set(raw) != known:
-            raise ValueError(f"fields {sorted(set(raw) ^ known)}")
+        needed = known - {"output", "head"}  # older runs have neither
+        if not needed <= set(raw) <= known:
+            raise ValueError(f"fields {sorted((set(raw) - known) | (needed - set(raw)))}")
         return ModelSpec(**{**raw, "labels": tuple(raw["labels"])})
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a model's description ({error})") from error

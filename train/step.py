@@ -1,24 +1,29 @@
-"""One optimiser step over a batch of source images, in micro-batches, on this rank."""
+"""One optimiser step over a batch, in micro-batches, on this rank."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.order import rank_slice
-from train.batch import Expander, known_labels, micro_batches
-from train.dist import World
-from train.loss import masked_bce_sum
+from shards.order import rank_slice, samples_of
+from train.batch import micro_batches, part_sizes
+from train.dist import World, unwrap
+from train.ema import Ema
+from train.expand import Copies, Expander
+from train.loss import Loss
+from train.optim import clear_gradients, clip_gradients
 from train.precision import Precision
 from train.store import Store
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """What a phase's steps have in common. model: as World.wrap returns it."""
+    """What a phase's steps have in common. model: as World.wrap returns it; clip_norm: as in
+    OptimConfig; ema: follows the weights."""
 
     model: nn.Module
     optim: torch.optim.Optimizer
@@ -27,35 +32,60 @@ class Stepper:
     precision: Precision
     world: World
     micro_batch: int
+    loss: Loss = field(default_factory=Loss)
+    clip_norm: float | None = None
+    ema: Ema | None = None
+
+    def expect(self, batches: Iterable[np.ndarray]) -> None:
+        """The batches that come next, so that their images are made ready ahead."""
+        shares = (rank_slice(batch, self.world.rank, self.world.size) for batch in batches)
+        rows = [np.unique(samples_of(share)) for share in shares]
+        self.store.expect(np.concatenate([np.empty(0, np.int64), *rows]))
 
     def accumulate(self, batch: np.ndarray, epoch: int) -> tuple[float, int, int]:
-        """Gradients of the mean loss over all copies of `batch` (positions of all ranks).
+        """Gradients of the mean loss over all copies of `batch`, or over the copies that it names
+        (see shards.order); it is of all ranks.
 
-        Returns this rank's summed loss, and of all ranks the known labels and the copies.
+        Returns this rank's summed loss, and of all ranks the loss's terms and the copies.
         """
-        labels = self.store.labels[batch]
-        factors = self.expander.factors(labels)
-        known = int((known_labels(labels) * factors).sum())
+        labels = self.store.labels[samples_of(batch)]
+        factors = self.expander.factors(labels) if batch.ndim == 1 else np.ones(len(batch), int)
+        terms = int((self.loss.terms(labels) * factors).sum())
         share = rank_slice(batch, self.world.rank, self.world.size)
-        copies = self.expander.mixed_copies(self.store, share, epoch)
-        parts = -(-len(copies) // self.micro_batch)
-        # DDP averages gradients over ranks; the loss is a mean over all ranks' labels.
-        scale = self.world.size / max(known, 1)
+        copies = self._copies(share, epoch)
+        parts = len(part_sizes(len(copies), self.micro_batch))
+        # DDP averages gradients over ranks; the loss is a mean over all ranks' terms.
+        scale = self.world.size / max(terms, 1)
         total = torch.zeros((), device=self.world.device)
-        self.optim.zero_grad(set_to_none=True)
-        for number, part in enumerate(micro_batches(self.store, copies, self.micro_batch), 1):
+        clear_gradients(self.optim)
+        batches = micro_batches(self.store, copies, self.micro_batch, self.precision.input_dtype)
+        for number, part in enumerate(batches, 1):
             with self._exchange(number == parts):
                 with self.precision.autocast():
                     logits = self.model(part.images)
-                loss = masked_bce_sum(logits, part.labels)
+                loss = self.loss.sum(logits, part.labels)
                 self.precision.scaler.scale(loss * scale).backward()
             total += loss.detach()
-        return float(total), known, int(factors.sum())
+        return float(total), terms, int(factors.sum())
 
     def update(self) -> None:
-        """Move the weights along the accumulated gradients."""
+        """Move the weights along the accumulated gradients, and their average after them."""
+        if self.clip_norm is not None:
+            self.precision.scaler.unscale_(self.optim)
+            clip_gradients(self.optim, self.clip_norm)
         self.precision.scaler.step(self.optim)
         self.precision.scaler.update()
+        if self.ema:
+            self.ema.update(unwrap(self.model))
+
+    def _copies(self, share: np.ndarray, epoch: int) -> Copies:
+        """All copies of the share's samples, mixed; or those that it names, in its order."""
+        if share.ndim == 1:
+            return self.expander.mixed_copies(self.store, share, epoch)
+        samples, place = np.unique(share[:, 0], return_inverse=True)
+        factors = self.expander.factors(self.store.labels[samples])
+        starts = np.cumsum(factors) - factors
+        return self.expander.copies(self.store, samples, epoch)[starts[place] + share[:, 1]]
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients with the step's last micro-batch only."""

@@ -23,8 +23,9 @@ def transfer_head(
     """
     rows = [(new.index(to), old.index(source)) for to, source in keep.items()]
     previous = replace_head(model, len(new))
+    pairs = zip(head(model).parameters(), previous.parameters())  # the weights, then the biases
     with torch.no_grad():
-        for to, source in rows:
-            head(model).weight[to] = previous.weight[source]
-            head(model).bias[to] = previous.bias[source]
+        for fresh, kept in pairs:
+            for to, source in rows:
+                fresh[to] = kept[source]
     return [new.names[to] for to, _ in rows]

@@ -1,13 +1,16 @@
 """Evaluation of a network on a split: every sample exactly once, on any number of ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shards.order import rank_slice
-from train.batch import Copies, Expander, known_labels, micro_batches
+from train.batch import micro_batches
 from train.dist import World
-from train.loss import masked_bce_sum
+from train.expand import Copies, Expander
+from train.loss import Loss
 from train.metrics import Metrics, evaluate_logits
 from train.precision import Precision
 from train.store import Store
@@ -22,20 +25,22 @@ def validate(
     world: World,
     precision: Precision,
     micro_batch: int,
+    loss: Loss,
 ) -> Metrics:
     """Loss over all copies of the expander, accuracy and AUROC over the images themselves.
 
     Validation sees the same copies every time (those of epoch 0), so that losses compare.
     """
     share = rank_slice(np.arange(len(store)), world.rank, world.size)
+    store.expect(share)
     model.eval()
     with torch.inference_mode():
-        rows = _rows(model, store, expander, share, precision, micro_batch)
+        rows = _rows(model, store, expander, share, precision, micro_batch, loss)
     gathered = world.gather_rows(rows, len(store)).cpu().numpy()
-    metrics = evaluate_logits(gathered[:, 1:], store.labels, exclusive)
-    known = known_labels(store.labels) * expander.factors(store.labels)
-    loss = float(gathered[:, 0].sum() / known.sum())
-    return Metrics(loss, metrics.accuracy, metrics.auroc)
+    metrics = evaluate_logits(loss.scores(gathered[:, 1:]), store.labels, exclusive)
+    terms = loss.terms(store.labels) * expander.factors(store.labels)
+    mean = float(gathered[:, 0].sum() / terms.sum())
+    return replace(metrics, loss=mean)
 
 
 def _rows(
@@ -45,13 +50,14 @@ def _rows(
     share: np.ndarray,
     precision: Precision,
     micro_batch: int,
+    loss: Loss,
 ) -> Tensor:
     """Per sample of the share: the loss summed over its copies, then the logits of copy 0."""
     factors = expander.factors(store.labels[share])
-    rows = torch.zeros((len(share), 1 + store.labels.shape[1]), device=store.images.device)
+    rows = torch.zeros((len(share), 1 + store.labels.shape[1]), device=store.device)
     for part in _parts(factors, micro_batch) if len(share) else []:
         copies = expander.copies(store, share[part], 0)
-        losses, logits = _forward(model, store, copies, precision, micro_batch)
+        losses, logits = _forward(model, store, copies, precision, micro_batch, loss)
         starts = np.concatenate([[0], np.cumsum(factors[part])[:-1]])
         owner = torch.from_numpy(np.repeat(part, factors[part])).to(rows.device)
         rows[:, 0].index_add_(0, owner, losses)
@@ -60,14 +66,19 @@ def _rows(
 
 
 def _forward(
-    model: nn.Module, store: Store, copies: Copies, precision: Precision, micro_batch: int
+    model: nn.Module,
+    store: Store,
+    copies: Copies,
+    precision: Precision,
+    micro_batch: int,
+    loss: Loss,
 ) -> tuple[Tensor, Tensor]:
     """(K,) losses and (K, L) logits, float32."""
     losses, logits = [], []
-    for batch in micro_batches(store, copies, micro_batch):
+    for batch in micro_batches(store, copies, micro_batch, precision.input_dtype):
         with precision.autocast():
             out = model(batch.images).float()
-        losses.append(masked_bce_sum(out, batch.labels, per_row=True))
+        losses.append(loss.sum(out, batch.labels, per_row=True))
         logits.append(out)
     return torch.cat(losses), torch.cat(logits)
 

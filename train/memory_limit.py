@@ -1,0 +1,60 @@
+"""What to do where a step does not fit into memory: say which setting to lower, or lower it."""
+
+import gc
+import json
+from pathlib import Path
+
+import torch
+
+from shards.console import RunFailed, warn
+from train.settings import write_json
+
+_LEAST = 4  # images at once; batch norm has noise for statistics below it
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU; or on the CPU, where torch says it by its message alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class MicroBatch:
+    """How many images go through the network at once in this run: `asked`, or what
+    --auto-micro-batch has found, which stands in RUN/micro-batch.json."""
+
+    def __init__(self, run: Path, asked: int, *, auto: bool) -> None:
+        self._path, self._asked, self._auto = run / "micro-batch.json", asked, auto
+
+    @property
+    def now(self) -> int:
+        """It is part of what the run computes (batch norm), so that a resumed run keeps it."""
+        if not self._path.is_file():
+            return self._asked
+        found = json.loads(self._path.read_bytes())
+        return int(found["micro_batch"]) if found["asked"] == self._asked else self._asked
+
+    def halve(self, tried: int, *, alone: bool) -> int:
+        """The next size to try. RunFailed without --auto-micro-batch, when there is none smaller,
+        and with other processes: those wait for this one's gradients, so that all begin again.
+        """
+        smaller = max(_LEAST, tried // 2)
+        if not self._auto:
+            raise RunFailed(
+                f"out of memory with {tried} images at once; lower --micro-batch (now {tried}) in "
+                "a new run, or give this one --auto-micro-batch, which halves it and goes on"
+            )
+        if smaller == tried:
+            raise RunFailed(
+                f"out of memory with {tried} images at once, the least; lower --size, or take "
+                "--input.store host"
+            )
+        write_json(self._path, {"micro_batch": smaller, "asked": self._asked})
+        if not alone:
+            raise RunFailed(
+                f"out of memory with {tried} images at once; --auto-micro-batch lowered it to "
+                f"{smaller}: the same command (or torchrun --max-restarts) goes on with it"
+            )
+        warn(f"out of memory with {tried} images at once; going on with {smaller}")
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return smaller

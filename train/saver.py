@@ -1,0 +1,112 @@
+"""When a run writes a checkpoint, what stands in it, and how a run goes on from one."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shards.console import UserError
+from train.checkpoint import (
+    Checkpoint,
+    Tensors,
+    latest_checkpoint,
+    load_optim,
+    optim_tensors,
+    save_best,
+    save_checkpoint,
+    weights_of,
+)
+from train.dist import World, unwrap
+from train.models import load_weights
+from train.position import Position
+from train.settings import differences
+from train.step import Stepper
+from train.stop import Interrupted, Stop
+
+
+@dataclass
+class Saver:
+    """folder: RUN/checkpoints; identity: what a run is, which a checkpoint must share (see
+    train.settings); keep: how many checkpoints; every_s: at most so many seconds between two."""
+
+    folder: Path
+    world: World
+    stop: Stop
+    identity: dict[str, Any]
+    keep: int
+    every_s: float
+    saved_at: float = field(default_factory=time.monotonic)
+    best_file: str = ""
+    best_sha256: str = ""
+
+    def latest(self) -> Checkpoint | None:
+        """What the run goes on from. UserError when it is of other settings or data."""
+        found = latest_checkpoint(self.folder)
+        if found is None:
+            return None
+        differing = differences(found.state["identity"], self.identity)
+        if differing:
+            raise UserError(
+                f"the checkpoint in {self.folder} is of another run (differing: "
+                f"{', '.join(differing[:5])}); take another --run folder, or what that run had"
+            )
+        self.best_file, self.best_sha256 = found.best_file, found.best_sha256
+        return found
+
+    def wanted(self) -> bool:
+        """Whether this process has a reason to write a checkpoint now."""
+        due = time.monotonic() - self.saved_at > self.every_s
+        return due or self.stop.number is not None
+
+    def save(self, at: Position, stepper: Stepper) -> None:
+        """On all processes together. Interrupted, on each, when a signal asked any for the end."""
+        number = int(self.world.max(float(self.stop.number or 0)))
+        self.write(at, stepper, self.world.gather_buffers(unwrap(stepper.model)))
+        if number:
+            raise Interrupted(number)
+
+    def write(self, at: Position, stepper: Stepper, buffers: Tensors | None = None) -> None:
+        """On the first process, which waits for no other."""
+        if self.world.is_first:
+            content = Checkpoint(
+                weights=weights_of(unwrap(stepper.model)),
+                optim=optim_tensors(stepper.optim),
+                state={
+                    "position": at.to_json(),
+                    "scaler": stepper.precision.scaler.state_dict(),
+                    "identity": self.identity,
+                },
+                ema=weights_of(stepper.ema.model) if stepper.ema else {},
+                buffers=buffers or {},
+                best_file=self.best_file,
+                best_sha256=self.best_sha256,
+            )
+            save_checkpoint(self.folder, content, self.keep)
+        self.saved_at = time.monotonic()
+
+    def write_best(self, at: Position, model: nn.Module) -> None:
+        """The phase's best weights so far; the next checkpoint speaks of them."""
+        self.best_file = best_name(at)
+        if self.world.is_first:
+            self.best_sha256 = save_best(self.folder, self.best_file, model)
+
+    def best(self, at: Position) -> Path:
+        """Where a finished phase's best weights lie; the next phase has none yet."""
+        self.best_file = self.best_sha256 = ""
+        return self.folder / best_name(at)
+
+    def restore(self, found: Checkpoint, stepper: Stepper) -> None:
+        """All but the weights, into what a phase built anew."""
+        load_optim(stepper.optim, found.optim)
+        if found.state["scaler"]:
+            stepper.precision.scaler.load_state_dict(found.state["scaler"])
+        if stepper.ema:
+            load_weights(stepper.ema.model, found.ema, str(self.folder))
+        self.world.load_buffers(unwrap(stepper.model), found.buffers)
+
+
+def best_name(at: Position) -> str:
+    """Named by its epoch, so that each checkpoint has the best weights of its own past."""
+    return f"best-{at.stage + 1}-{at.phase + 1}-{at.progress.best_epoch:05d}.safetensors"

@@ -1,0 +1,141 @@
+"""RUN/settings.json and RUN/environment.json: what a run is, and where it ran."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.console import UserError
+from shards.manifest import Manifest, manifest_hash
+from shards.writer import write_atomic
+from train.config import TrainConfig
+
+_PACKAGES = ("cxrstack", "torchvision", "timm", "numpy", "safetensors", "nvidia-dali-cuda130")
+
+# What may change when a run goes on: where and how it computes, not what.
+_MAY_CHANGE = (
+    "config.device",
+    "config.input",
+    "config.checkpoint_every_s",
+    "config.keep_checkpoints",
+    "config.auto_micro_batch",
+    "shards",
+)
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses' dicts as JSON holds them: paths as text, tuples as lists."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def identity_of(config: TrainConfig, shards: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """What a run is: a checkpoint of another identity is not gone on from."""
+    data = {
+        manifest.dataset: {
+            "manifest_hash": manifest_hash(shards / stage.dataset),
+            "preprocessing_version": manifest.preprocessing_version,
+        }
+        for stage, manifest in zip(config.stages, manifests)
+    }
+    return {"config": jsonable(asdict(config)), "data": data}
+
+
+def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool) -> None:
+    """RUN/settings.json; a folder that holds a run with other settings is refused (UserError).
+
+    Until the first checkpoint nothing is lost, so corrected settings replace the old ones.
+    """
+    path = run / "settings.json"
+    settings = {
+        "recipe": config.recipe,
+        "config": jsonable(asdict(config)),
+        "shards": str(shards.resolve()),
+        "synthetic": synthetic,
+    }
+    if path.is_file() and (run / "checkpoints").is_dir():
+        differing = differences(json.loads(path.read_bytes()), settings)
+        if differing:
+            raise UserError(
+                f"{run} holds another run (differing: {', '.join(differing[:5])}); take another "
+                "--run folder, or the settings of that run"
+            )
+        return
+    if not path.is_file() and run.is_dir() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and holds no run; take another --run folder")
+    run.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python -m train", *sys.argv[1:]])
+    write_json(path, {**settings, "command": command, "commit": _commit()})
+    write_json(run / "environment.json", environment())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The settings, by their dotted names, in which a run that goes on must not differ and does."""
+    found = []
+    for key, value in new.items():
+        name = f"{prefix}{key}"
+        if name in _MAY_CHANGE or old.get(key) == value:
+            continue
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            found += differences(old[key], value, f"{name}.")
+        else:
+            found.append(name)
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON, there whole or not at all."""
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def environment() -> dict[str, Any]:
+    """Machine, devices and versions; processes: of the whole run."""
+    there = torch.cuda.is_available()
+    capability = ".".join(map(str, torch.cuda.get_device_capability())) if there else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "gpu": torch.cuda.get_device_name() if there else None,
+        "gpus": torch.cuda.device_count() if there else 0,
+        "gpu_capability": capability,
+        "cuda": torch.version.cuda if there else None,
+        "cudnn": torch.backends.cudnn.version() if there else None,
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line for line in file if line.startswith("model name")]
+        return lines[0].split(":", 1)[1].strip()
+    except (OSError, IndexError):
+        return platform.processor() or "unknown"
