@@ -1,27 +1,31 @@
 """Images of an archive, one after the other, in constant memory; nothing is unpacked to disk.
 
-Archives: tar (so also the shards), tar.gz, tar.bz2, tar.xz, zip, a folder, a single image file.
-Names inside an archive are labels, never paths. What is not an image by its extension is skipped
-and counted. A zip's list of members is read whole; every other kind streams.
+Archives: tar (so also the shards), tar.gz, tar.bz2, tar.xz, zip, a folder, image files; and
+archives in archives, 3 deep. Names inside an archive are labels, never paths. What is not an image
+by its extension is skipped and counted. A zip's list of members is read whole, and a zip that lies
+compressed in another archive is held in memory (256 MiB at most); every other kind streams. Each
+may lie behind a URL.
 """
 
 import hashlib
+import io
 import os
-import stat
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from serve.entries import (
     MAX_MEMBER_BYTES,
     ArchiveDamaged,
     BadMember,
+    Bomb,
     Budget,
     Entry,
+    Member,
     guarded,
     is_input,
     label,
@@ -30,19 +34,23 @@ from serve.entries import (
     refused_entry,
     too_large,
 )
-from serve.tars import compressed_tar_entries, tar_entries
-from shards.console import UserError
+from serve.tars import compressed_tar_members, tar_members
+from serve.zips import zip_members
+from shards.console import RunFailed
+from shards.remote import RemotePath, is_remote
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+MAX_DEPTH = 3  # archives around an image
 
-Kind = Literal["tar", "compressed tar", "zip", "folder", "image"]
+Kind = Literal["tar", "compressed tar", "zip", "folder", "files"]
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Identity:
     """Names an archive's content without reading all of it and without times. sha256: of a file's
-    first and last MiB; of a folder's list of names and sizes."""
+    first and last MiB, and behind a URL of what its server calls the version; of a folder's or a
+    list's names and sizes."""
 
     path: str
     bytes: int
@@ -54,156 +62,202 @@ class Identity:
 
 @dataclass
 class Archive:
-    """skipped: reason -> members left out so far (`links`: links and devices; `other files`)."""
+    """files: of the kind `files`, image files that were named one by one, by a glob or in a list.
+    skipped: reason -> members left out so far (`links`: links and devices; `other files`)."""
 
     path: Path
     kind: Kind
+    files: tuple[Path, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
 
     def entries(self) -> Iterator[Entry]:
         """The inputs, in a fixed order. ArchiveDamaged when the rest cannot be read."""
-        return _ENTRIES[self.kind](self.path, self.skipped)
+        if self.kind in ("folder", "files"):
+            yield from _entries(self._file_members(), self.skipped, Budget(0))
+            return
+        size = self.path.stat().st_size
+        budget = Budget(size)
+        with self.path.open("rb") as file:
+            stream = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file))
+            found = _members(
+                self.kind, cast(BinaryIO, stream), size, budget, seekable=True, in_order=False
+            )
+            yield from _entries(found, self.skipped, budget)
+
+    def named_files(self) -> Iterator[tuple[str, Path, bool]]:
+        """(name, file, is it a link or device) of a folder or a list of files."""
+        if self.kind == "files":
+            names = [str(file).split("/") for file in self.files]
+            folders = zip(*(name[:-1] for name in names))
+            common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, folders))
+            yield from (("/".join(n[common:]), f, False) for n, f in zip(names, self.files))
+            return
+        for file, is_link in walk_files(self.path):
+            name = file.relative_to(self.path).as_posix()
+            if not is_archive_name(name):  # those are archives of their own, see find_archives
+                yield name, file, is_link
+
+    def _file_members(self) -> Iterator[Member]:
+        for name, file, is_link in self.named_files():
+            read, stream = partial(_read_file, file), cast(Any, partial(file.open, "rb"))
+            yield Member(name, 0, read=read, stream=stream, link=is_link)
 
 
-def find_archives(paths: Sequence[Path]) -> list[Archive]:
-    """The archives of a request. Those that lie in a folder are opened too, as archives of their
-    own. UserError when a path is missing, holds nothing, or is named twice."""
-    archives = [archive for path in paths for archive in _archives_at(path)]
-    counts = Counter(archive.path.resolve() for archive in archives)
-    twice = [str(path) for path, count in counts.items() if count > 1]
-    if twice:
-        raise UserError(f"named more than once: {', '.join(twice)}; name each archive once")
-    if not archives:
-        raise UserError("no archive named; name tar, tar.gz or zip files, folders or images")
-    return archives
+def identify(archive: Archive) -> Identity:
+    """Size and hash that change when the archive is replaced by another. Asks a server anew."""
+    digest = hashlib.sha256()
+    path = fresh(archive.path)
+    if archive.kind in ("folder", "files"):
+        total = 0
+        files = tuple(fresh(file) for file in archive.files)
+        for name, file, is_link in Archive(path, archive.kind, files).named_files():
+            if not is_link:
+                found = _stat(file)
+                total += found.st_size
+                text = f"{label(name)}\0{found.st_size}{getattr(found, 'version', '')}\n"
+                digest.update(text.encode())
+        return Identity(place_of(path), total, digest.hexdigest())
+    found = _stat(path)
+    with path.open("rb") as stream:
+        digest.update(stream.read(_MIB))
+        stream.seek(max(0, found.st_size - _MIB))
+        digest.update(stream.read(_MIB))
+    digest.update(getattr(found, "version", "").encode())
+    return Identity(place_of(path), found.st_size, digest.hexdigest())
 
 
-def _archives_at(path: Path) -> list[Archive]:
-    if not path.exists():
-        raise UserError(f"no archive at {path}; name a tar, tar.gz, zip, a folder or an image")
-    if not path.is_dir():
-        if not path.is_file():
-            raise UserError(f"{path} is no regular file; name a tar, tar.gz, zip or an image")
-        return [Archive(path, _kind(path))]
-    files = [file for file, is_link in _walk(path) if not is_link]
-    inner = [file for file in files if _is_archive_name(file.name)]
-    found = [Archive(file, _kind(file)) for file in inner]
-    if any(is_input(_relative(file, path)) for file in files if not _is_archive_name(file.name)):
-        found.append(Archive(path, "folder"))
-    if not found:
-        raise UserError(f"no image and no archive in the folder {path} ({len(files)} files)")
-    return found
+def _stat(path: Path) -> Any:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise RunFailed(f"{path} is gone; bring it back, and the same command goes on") from None
 
 
-def _kind(path: Path) -> Kind:
-    """By the first bytes; by the name where those do not tell (an archive that was cut short)."""
-    with path.open("rb") as file:
-        head = file.read(512)
+def fresh(path: Path) -> Path:
+    """The same path, which has not asked its server anything yet."""
+    if not is_remote(path):
+        return path
+    path.fs.invalidate_cache()
+    return cast(Path, RemotePath(path.fs, path.protocol, path.path, path.query))
+
+
+def place_of(path: Path) -> str:
+    """The absolute path, or the URL without its query."""
+    return str(path) if is_remote(path) else str(path.resolve())
+
+
+def is_archive_name(name: str) -> bool:
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def kind_of(head: bytes, name: str) -> Kind | None:
+    """By the first 512 bytes; by the name where those do not tell (an archive that was cut
+    short). None: no archive."""
     if opener_of(head) is not None:
         return "compressed tar"
     if head[257:262] == b"ustar":
         return "tar"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
-    if path.name.lower().endswith(".tar"):
+    lower = name.lower()
+    if lower.endswith(".tar"):
         return "tar"
-    if path.name.lower().endswith(".zip"):
+    if lower.endswith(".zip"):
         return "zip"
-    return "compressed tar" if _is_archive_name(path.name) else "image"
+    return "compressed tar" if is_archive_name(name) else None
 
 
-def identify(archive: Archive) -> Identity:
-    """Size and hash that change when the archive is replaced by another."""
-    path = archive.path
-    digest = hashlib.sha256()
-    if archive.kind == "folder":
-        total = 0
-        for file, is_link in _walk(path):
-            if not is_link:
-                size = file.stat().st_size
-                total += size
-                digest.update(f"{label(_relative(file, path))}\0{size}\n".encode())
-        return Identity(str(path.resolve()), total, digest.hexdigest())
-    with path.open("rb") as file_object:
-        size = os.fstat(file_object.fileno()).st_size
-        digest.update(file_object.read(_MIB))
-        file_object.seek(max(0, size - _MIB))
-        digest.update(file_object.read(_MIB))
-    return Identity(str(path.resolve()), size, digest.hexdigest())
-
-
-def _is_archive_name(name: str) -> bool:
-    return name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+def walk_files(folder: Path) -> Iterator[tuple[Path, bool]]:
     """(file, is it a link or device) below a folder, sorted; links are not followed."""
-    with os.scandir(folder) as found:
-        items = sorted(found, key=lambda item: item.name)
+    if is_remote(folder):
+        for found in folder.iterdir():
+            if found.is_dir():
+                yield from walk_files(cast(Path, found))
+            else:
+                yield cast(Path, found), False
+        return
+    with os.scandir(folder) as listed:
+        items = sorted(listed, key=lambda item: item.name)
     for item in items:
         if item.is_dir(follow_symlinks=False):
-            yield from _walk(Path(item.path))
+            yield from walk_files(Path(item.path))
         else:
             yield Path(item.path), not item.is_file(follow_symlinks=False)
 
 
-def _relative(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix()
-
-
-def _folder_entries(folder: Path, skipped: Counter[str]) -> Iterator[Entry]:
-    for file, is_link in _walk(folder):
-        name = _relative(file, folder)
-        if _is_archive_name(name):
-            continue  # an archive of its own, see find_archives
-        if not is_input(name):
-            skipped["other files"] += 1
-        elif is_link:
-            skipped["links"] += 1
-        else:
-            yield make_entry(name, partial(_read_file, file))
-
-
-def _image_entries(path: Path, skipped: Counter[str]) -> Iterator[Entry]:
-    yield make_entry(path.name, partial(_read_file, path))
-
-
 def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(MAX_MEMBER_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            data: bytes = file.read(MAX_MEMBER_BYTES + 1)
+    except PermissionError as error:
+        raise BadMember("no permission to read it") from error
     if len(data) > MAX_MEMBER_BYTES:
         raise BadMember(too_large(path.stat().st_size))
     return data
 
 
-def _zip_entries(path: Path, skipped: Counter[str]) -> Iterator[Entry]:
+def _members(
+    kind: Kind, stream: BinaryIO, size: int, budget: Budget, *, seekable: bool, in_order: bool
+) -> Iterator[Member]:
+    if kind == "tar":
+        return tar_members(stream, size, seekable=seekable, in_order=in_order)
+    if kind == "zip":
+        return zip_members(stream)
+    head = guarded(lambda: cast(Any, stream).peek(16)[:16], ArchiveDamaged)
+    return compressed_tar_members(stream, opener_of(head), budget)
+
+
+def _entries(
+    found: Iterator[Member],
+    skipped: Counter[str],
+    budget: Budget,
+    place: str = "",
+    depth: int = 1,
+) -> Iterator[Entry]:
+    """What is to be scored of the members. place: names of the archives around them, with `/`."""
+    for member in found:
+        name = place + member.name
+        if not is_input(member.name):
+            skipped["other files"] += 1
+        elif member.link:
+            skipped["links"] += 1
+        elif member.refusal is not None:
+            yield refused_entry(name, member.refusal)
+        elif is_archive_name(member.name):
+            budget.spend(member.cost)
+            yield from _nested(member, name, skipped, budget, depth)
+        elif member.size > MAX_MEMBER_BYTES:
+            yield refused_entry(name, too_large(member.size))
+        else:
+            budget.spend(member.cost)
+            yield make_entry(
+                name, partial(bytes, member.read()) if member.in_order else member.read
+            )
+
+
+def _nested(
+    member: Member, name: str, skipped: Counter[str], budget: Budget, depth: int
+) -> Iterator[Entry]:
+    """The inputs of an archive in an archive; its damage is one input, the others go on."""
+    if depth >= MAX_DEPTH:
+        yield refused_entry(name, f"more than {MAX_DEPTH} archives in each other")
+        return
     try:
-        archive = guarded(partial(zipfile.ZipFile, path), ArchiveDamaged)
-    except ArchiveDamaged as error:
-        raise ArchiveDamaged(f"no list of members at its end ({error}): cut short?") from error
-    budget = Budget(path.stat().st_size)
-    with archive:
-        for info in archive.infolist():
-            if info.is_dir():
-                continue
-            if not is_input(info.filename):
-                skipped["other files"] += 1
-            elif stat.S_ISLNK(info.external_attr >> 16):
-                skipped["links"] += 1
-            elif info.flag_bits & 1:
-                yield refused_entry(info.filename, "encrypted")
-            elif info.file_size > MAX_MEMBER_BYTES:
-                yield refused_entry(info.filename, too_large(info.file_size))
-            else:
-                budget.spend(info.file_size)
-                reading = partial(archive.read, info)
-                yield make_entry(info.filename, partial(guarded, reading, BadMember))
+        with member.stream() as stream:
+            head = guarded(lambda: cast(Any, stream).peek(512)[:512], ArchiveDamaged)
+            kind = kind_of(head, member.name)
+            assert kind is not None  # its name is an archive's
+            if kind == "zip" and not member.seekable:
+                stream = guarded(partial(_in_memory, stream, member.size), ArchiveDamaged)
+            inner = _members(kind, stream, member.size, budget, seekable=False, in_order=True)
+            yield from _entries(inner, skipped, budget, name + "/", depth + 1)
+    except Bomb:
+        raise
+    except (ArchiveDamaged, BadMember) as error:
+        yield refused_entry(name, f"the rest of this archive in the archive: {error}")
 
 
-_ENTRIES: dict[Kind, Callable[[Path, Counter[str]], Iterator[Entry]]] = {
-    "tar": tar_entries,
-    "compressed tar": compressed_tar_entries,
-    "zip": _zip_entries,
-    "folder": _folder_entries,
-    "image": _image_entries,
-}
+def _in_memory(stream: BinaryIO, size: int) -> BinaryIO:
+    if size > MAX_MEMBER_BYTES:
+        raise BadMember(f"a zip in an archive: {too_large(size)}")
+    return io.BytesIO(stream.read(size))

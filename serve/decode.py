@@ -24,6 +24,8 @@ from shards.console import RunFailed
 from shards.preprocess import prepare
 
 KILLED = "the decoder died on this image"
+SECONDS = 60.0  # that one image may take; 100 megapixels of JPEG 2000, the slowest, take about 10
+HUNG = f"decoding took more than {SECONDS:.0f} s"
 _Tag = TypeVar("_Tag")
 
 
@@ -52,7 +54,7 @@ def decode_images(images: list[bytes], shorter_side: int | None, size: int) -> D
     errors: list[str | None] = [None] * len(images)
     for i, data in enumerate(images):
         try:
-            out[i] = prepare(decode_doubtful(data), shorter_side, size)
+            out[i] = prepare(decode_any(data), shorter_side, size)
         except BadImage as error:
             errors[i] = str(error)
         except Exception as error:  # one image's trouble stays its own
@@ -60,13 +62,32 @@ def decode_images(images: list[bytes], shorter_side: int | None, size: int) -> D
     return Decoded(out, errors)
 
 
+def decode_any(data: bytes) -> np.ndarray:
+    """A stranger's image or DICOM file -> (H, W) uint8 grey. BadImage. Only in a worker."""
+    if data[128:132] == b"DICM":
+        from shards.dicom import decode_dicom  # 0.2 s, for those who have such files
+
+        return decode_dicom(data)
+    return decode_doubtful(data)
+
+
 class DecodePool:
     """Worker processes for one size of image. Use as a context manager."""
 
     def __init__(
-        self, workers: int, shorter_side: int | None, size: int, decode: Decode = decode_images
+        self,
+        workers: int,
+        shorter_side: int | None,
+        size: int,
+        decode: Decode = decode_images,
+        *,
+        nice: int = 0,
+        seconds: float = SECONDS,
     ) -> None:
-        self.workers, self.decode = workers, decode
+        """nice: how far the workers stand back for other processes, 0 to 19; seconds: that one
+        image may take."""
+        self.seconds = seconds
+        self.workers, self.decode, self.nice = workers, decode, nice
         self.shorter_side, self.size = shorter_side, size
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
@@ -95,15 +116,17 @@ class DecodePool:
                 return
             task, future = waiting[0]
             try:
-                decoded = future.result()
-            except BrokenProcessPool:
+                decoded = future.result(self.seconds * max(1, len(task.images)))
+            except (BrokenProcessPool, TimeoutError):
                 waiting = self._recover(waiting)
                 continue
             waiting.popleft()
             yield task.tag, decoded
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(workers, mp_context=self._context, initializer=_begin_worker)
+        pool = ProcessPoolExecutor(
+            workers, mp_context=self._context, initializer=_begin_worker, initargs=(self.nice,)
+        )
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
@@ -111,6 +134,8 @@ class DecodePool:
         return pool
 
     def _restart(self) -> None:
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()  # one that hangs would be waited for
         self._pool.shutdown(cancel_futures=True)
         self._pool = self._start(self.workers)
 
@@ -145,10 +170,16 @@ class DecodePool:
     def _alone(self, image: bytes) -> Decoded:
         for _ in range(2):  # twice, since the first death may have come from outside
             try:
-                return self._submit([image]).result()
+                return self._submit([image]).result(self.seconds)
+            except TimeoutError:
+                self._restart()
+                return self._refused(HUNG)
             except BrokenProcessPool:
                 self._restart()
-        return Decoded(np.zeros((1, self.size, self.size), np.uint8), [KILLED])
+        return self._refused(KILLED)
+
+    def _refused(self, reason: str) -> Decoded:
+        return Decoded(np.zeros((1, self.size, self.size), np.uint8), [reason])
 
 
 def _finished(decoded: Decoded) -> "Future[Decoded]":
@@ -157,7 +188,8 @@ def _finished(decoded: Decoded) -> "Future[Decoded]":
     return future
 
 
-def _begin_worker() -> None:
+def _begin_worker(nice: int) -> None:
+    os.nice(nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     cv2.setNumThreads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()

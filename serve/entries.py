@@ -3,12 +3,14 @@
 import bz2
 import errno
 import gzip
+import hashlib
 import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, TypeVar, cast
 
+from shards.console import RunFailed, UserError
 from shards.sample import make_key
 
 MAX_MEMBER_BYTES = 256 << 20
@@ -19,6 +21,8 @@ _TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".xls", ".xlsx", ".parque
 _TEXT_SUFFIXES = frozenset(
     (".txt", ".md", ".rst", ".pdf", ".html", ".xml", ".yaml", ".yml", ".log")
 )
+_DICOM_SUFFIXES = frozenset((".dcm", ".dicom", ".ima", ""))
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"BM", b"GIF8")
 _FILE_SUFFIXES = frozenset((".db", ".ini", ".py", ".sha256", ".md5"))
 OTHER_SUFFIXES = _SHARD_SUFFIXES | _TABLE_SUFFIXES | _TEXT_SUFFIXES | _FILE_SUFFIXES
 _T = TypeVar("_T")
@@ -32,6 +36,10 @@ class ArchiveDamaged(Exception):
     """Nothing more can be read from this archive; the message is the reason."""
 
 
+class Bomb(ArchiveDamaged):
+    """The archive expands beyond its budget: no archive around it is read on either."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One input. name: a label; key: of its sample; read: its bytes (BadMember), callable only
@@ -42,17 +50,37 @@ class Entry:
     read: Callable[[], bytes]
 
 
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive, before it is decided what to do with it.
+
+    read: its bytes (BadMember, ArchiveDamaged); stream: the same as a stream with `peek`; both only
+    until the next member is asked for. cost: of the budget. seekable: the stream seeks at no cost.
+    in_order: it has to be read when it is met. refusal: why it cannot be read.
+    """
+
+    name: str
+    size: int
+    read: Callable[[], bytes]
+    stream: Callable[[], BinaryIO]
+    cost: int = 0
+    seekable: bool = False
+    in_order: bool = False
+    link: bool = False
+    refusal: str | None = None
+
+
 class Budget:
-    """How many bytes an archive may still expand to."""
+    """How many bytes an archive, with the archives in it, may still expand to."""
 
     def __init__(self, compressed: int) -> None:
         self.left = MAX_MEMBER_BYTES + MAX_EXPANSION * compressed
 
     def spend(self, count: int) -> None:
-        """ArchiveDamaged when the archive has given more than it may."""
+        """Bomb when the archive has given more than it may."""
         self.left -= count
         if self.left < 0:
-            raise ArchiveDamaged(f"it expands to more than {MAX_EXPANSION} times its size")
+            raise Bomb(f"it expands to more than {MAX_EXPANSION} times its size")
 
 
 def is_input(name: str) -> bool:
@@ -70,6 +98,24 @@ def label(name: str) -> str:
 def make_entry(name: str, read: Callable[[], bytes]) -> Entry:
     """An entry under the key that ingest gives such a file name too."""
     return Entry(label(name), make_key(PurePosixPath(name).stem), read)
+
+
+def row_names(entry: Entry, data: bytes | None, number: int) -> tuple[str, str]:
+    """(member, key) of a row that names no patient, as names of DICOM files often do.
+
+    A DICOM file is called by the SHA-256 of its bytes, by which its owner finds it again. So is
+    what may be one, damaged; without any bytes it is called by its number in the archive, from 1
+    on. Other images keep their names.
+    """
+    suffix = PurePosixPath(entry.name).suffix.lower()
+    may_be = suffix in _DICOM_SUFFIXES or suffix[1:].isdigit()  # UIDs end in .number
+    if data is None:
+        name = f"input-{number}" if may_be else None
+    elif data[128:132] == b"DICM" or (may_be and not data.startswith(_PICTURES)):
+        name = f"dicom-{hashlib.sha256(data).hexdigest()}"
+    else:
+        name = None
+    return (name, name) if name is not None else (entry.name, entry.key)
 
 
 def refused_entry(name: str, reason: str) -> Entry:
@@ -101,8 +147,8 @@ def guarded(step: Callable[[], _T], failure: type[Exception]) -> _T:
     """Run one step over a stranger's archive; what its damage raises becomes `failure`."""
     try:
         return step()
-    except (ArchiveDamaged, BadMember, MemoryError):
-        raise
+    except (ArchiveDamaged, BadMember, MemoryError, UserError, RunFailed):
+        raise  # the last two: of a server, which may be back when the command is run again
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the file's start
             raise  # the disk's fault, not the archive's

@@ -1,4 +1,4 @@
-"""Scores and labels -> metrics.json and three pictures. Needs no torch.
+"""Scores and labels -> metrics.json, CSV tables, pictures. Needs no torch.
 
 Run: python -m serve evaluate --scores DIR --labels DIR --out DIR
 
@@ -7,258 +7,136 @@ a label is called from probability 0.5 on. Unknown truth (-1) is left out label 
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from serve.confusion import confusion_matrix, count
-from serve.figures import confusion_picture, histogram_picture, roc_picture
-from serve.intervals import Estimate, auroc, average_precision, wilson
-from serve.predictions import Joined, join, read_label_table, read_predictions
+from serve.evaluation_figures import evaluation_figures
+from serve.evaluation_tables import evaluation_tables
+from serve.figures import write_figure
+from serve.judged import judge
+from serve.metrics import Evaluation, MeasureConfig, measure
+from serve.predictions import Joined, LabelTable, join, read_label_table, read_predictions
 from shards.console import UserError
-from shards.labels import NO, UNKNOWN, YES
 from shards.writer import write_atomic
 
-FORMAT_VERSION = 1
 METRICS_NAME = "metrics.json"
-CALL_FROM = 0.5
-SHARDS_SPLIT = "test"
+SHARDS_SPLIT, SHARDS_VALIDATION = "test", "val"
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Judge scores by labels: metrics.json, confusion.png, roc.png, histograms.png."""
+    """Judge scores by labels: metrics.json, and its parts as CSV tables and as PNG and SVG."""
 
     scores: Path
-    """Folder of python -m serve score, or a CSV or Parquet file with a column per label."""
+    """Folder of python -m serve score, or a CSV or Parquet file: a column `key`, and one column
+    <label> or prob_<label> per label."""
     labels: Path
-    """Folder of a data set's shards, or a CSV or Parquet file with a column per label."""
+    """Folder of a data set's shards, or a CSV or Parquet file: a column `key`, and one column of 1,
+    0, -1 or nothing (unknown) per label, or one column `label` with the class's name. Columns
+    patient, view, sex, age, source and split are used where they are there."""
     out: Path
-    """Folder for the metrics and the pictures."""
+    """Folder for the metrics, the tables and the pictures."""
     split: str | None = None
     """Which split's images count; by default test of shards, and every row of a file."""
-
-
-@dataclass(frozen=True)
-class ClassMetrics:
-    """One label against the rest. None: it cannot be computed, and `omitted` says why."""
-
-    label: str
-    positives: int
-    negatives: int
-    unknown: int
-    recall: Estimate | None
-    specificity: Estimate | None
-    precision: Estimate | None
-    f1: float | None
-    auroc: Estimate | None
-    average_precision: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What metrics.json holds. images = evaluated + errors + unlabelled.
-
-    errors: images that could not be scored; unlabelled: without any known truth. Both are in no
-    number. confusion: rows are truth, columns calls. mean: over the classes that have the number.
-    """
-
-    labels: tuple[str, ...]
-    exclusive: bool
-    split: str | None
-    synthetic: bool
-    images: int
-    evaluated: int
-    errors: int
-    unlabelled: int
-    patients: int | None
-    accuracy: Estimate | None
-    confusion: list[list[int]] | None
-    classes: tuple[ClassMetrics, ...]
-    mean: dict[str, float | None]
-    omitted: tuple[str, ...]
-    format_version: int = FORMAT_VERSION
-    confidence: float = 0.95
+    against: Path | None = None
+    """Another model's scores of the same images: DeLong's and McNemar's tests."""
+    calibration: Path | None = None
+    """The same model's scores of validation images: the temperature is fitted on them."""
+    calibration_split: str | None = None
+    """The split with the labels of --calibration; by default val of shards, any row of a file."""
+    thresholds: tuple[float, ...] = MeasureConfig.thresholds
+    """Where to tell sensitivity and specificity, with the interval 1.96 sqrt(p (1 - p) / n)."""
+    bootstrap: int = MeasureConfig.replicates
+    """Resamples (of patients, where they are known) behind the bootstrap intervals; 0: none."""
+    seed: int = 0
+    """Seed of the resamples."""
+    exclusive: bool | None = None
+    """Whether each image has exactly one of the labels; by default as the scores and labels say."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Write the folder, metrics.json last, and say the main numbers on standard output."""
-    split = config.split or (SHARDS_SPLIT if config.labels.is_dir() else None)
-    joined = join(read_predictions(config.scores), read_label_table(config.labels, split))
-    found = measure(joined, split)
+    _check(config)
+    shards = config.labels.is_dir()
+    split = config.split or (SHARDS_SPLIT if shards else None)
+    truth = read_label_table(config.labels, split)
+    joined = _join(config, config.scores, truth)
+    validation = against = None
+    if config.calibration is not None:
+        of = config.calibration_split or (SHARDS_VALIDATION if shards else None)
+        validation = _join(config, config.calibration, read_label_table(config.labels, of))
+    if config.against is not None:
+        against = (config.against.name, _join(config, config.against, truth))
+    chosen = MeasureConfig(config.thresholds, config.bootstrap, config.seed)
+    found = measure(joined, split, config=chosen, validation=validation, against=against)
     config.out.mkdir(parents=True, exist_ok=True)
     write_pictures(found, joined, config.out)
+    write_tables(found, joined, config.out)
     write_metrics(found, config.out)
     for line in _summary(found):
         print(line)
     return found
 
 
+def _check(config: EvaluateConfig) -> None:
+    if config.out.exists() and not config.out.is_dir():
+        raise UserError(f"{config.out} is a file; --out names a folder")
+    if config.bootstrap < 0 or 0 < config.bootstrap < 100:
+        raise UserError(f"--bootstrap is {config.bootstrap}; give 100 or more, or 0 for none")
+    outside = [value for value in config.thresholds if not 0 <= value <= 1]
+    if outside:
+        raise UserError(f"--thresholds has {outside[0]:g}; a threshold is from 0 to 1")
+
+
+def _join(config: EvaluateConfig, scores: Path, truth: LabelTable) -> Joined:
+    joined = join(read_predictions(scores), truth)
+    if config.exclusive is None:
+        return joined
+    if config.exclusive and len(joined.labels) < 2:
+        raise UserError(f"--exclusive with the one label {joined.labels[0]!r}; leave it out")
+    return replace(joined, exclusive=config.exclusive)
+
+
 def _summary(found: Evaluation) -> list[str]:
-    lines = [f"images     {found.evaluated} of {found.images}"]
+    kind = "one of the labels per image" if found.exclusive else "each label on its own"
+    lines = [f"images     {found.evaluated} of {found.images}; {kind}"]
     if found.accuracy:
         a = found.accuracy
         lines.append(f"accuracy   {a.value:.4f} (95 % interval {a.low:.4f} to {a.high:.4f})")
     means = {name: found.mean[name] for name in ("auroc", "f1")}
     lines += [f"mean {name:<5} {value:.4f}" for name, value in means.items() if value is not None]
+    lines += _summary_of_comparison(found)
+    if found.calibration.temperature:
+        lines.append(f"temperature {found.calibration.temperature.value:.3f}")
     return lines + [f"left out: {line}" for line in found.omitted]
 
 
-def measure(joined: Joined, split: str | None = None) -> Evaluation:
-    """All numbers of metrics.json. UserError when scores and labels cannot be judged."""
-    _check(joined)
-    truth, scored = joined.targets, ~np.isnan(joined.probabilities).any(axis=1)
-    # Of classes that exclude each other, one must be YES, or the truth is not known.
-    known = (truth == YES).any(1) if joined.exclusive else (truth != UNKNOWN).any(1)
-    kept, errors, unlabelled = scored & known, int((~scored).sum()), int((scored & ~known).sum())
-    truth, probabilities = truth[kept], joined.probabilities[kept]
-    called = _calls(probabilities, joined.exclusive)
-    classes = [
-        _measure_class(label, truth[:, i], probabilities[:, i], called[:, i])
-        for i, label in enumerate(joined.labels)
+def _summary_of_comparison(found: Evaluation) -> list[str]:
+    if found.against is None:
+        return []
+    lines = [
+        f"against {found.against.other}, {one.label}: AUROC {one.this.value:.4f} and "
+        f"{one.other.value:.4f}, p {'-' if one.p is None else f'{one.p:.2g}'} (DeLong)"
+        for one in found.against.areas
     ]
-    matrix = correct = None
-    if joined.exclusive:
-        matrix = confusion_matrix(truth.argmax(1), called.argmax(1), len(joined.labels))
-        correct = wilson(int(np.trace(matrix)), int(matrix.sum()))
-    return Evaluation(
-        labels=joined.labels,
-        exclusive=joined.exclusive,
-        split=split,
-        synthetic=joined.synthetic,
-        images=len(joined.keys),
-        evaluated=int(kept.sum()),
-        errors=errors,
-        unlabelled=unlabelled,
-        patients=_patients(joined, kept),
-        accuracy=correct,
-        confusion=None if matrix is None else matrix.tolist(),
-        classes=tuple(classes),
-        mean={name: _mean(classes, name) for name in _AVERAGED},
-        omitted=(*_missing_images(joined, errors, unlabelled), *_missing_numbers(classes)),
-    )
-
-
-_AVERAGED = ("recall", "specificity", "precision", "f1", "auroc", "average_precision")
-
-
-def _check(joined: Joined) -> None:
-    """Joining has seen to equal keys and labels; the values are what is left to be wrong."""
-    missing = np.isnan(joined.probabilities)
-    if missing.all():
-        raise UserError(
-            f"none of the {len(joined.keys)} images could be scored: nothing to evaluate; the "
-            "column `error` of the scores says why"
-        )
-    in_range = (joined.probabilities >= 0) & (joined.probabilities <= 1)
-    outside = ~in_range & ~missing.all(axis=1, keepdims=True)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise UserError(
-            f"image {joined.keys[row]!r} has {joined.probabilities[row, column]:g} for "
-            f"{joined.labels[column]!r}; a probability is from 0 to 1: score again"
-        )
-    if not np.isin(joined.targets, (YES, NO, UNKNOWN)).all():
-        raise UserError("the labels hold other values than 1, 0 and -1; ingest again")
-    twice = (joined.targets == YES).sum(axis=1) > 1
-    if joined.exclusive and twice.any():
-        key = joined.keys[int(twice.argmax())]
-        raise UserError(f"image {key!r} has several labels, but the labels exclude each other")
-
-
-def _patients(joined: Joined, kept: np.ndarray) -> int | None:
-    """How many patients the images are of; None where it is not known of each image."""
-    if joined.patients is None:
-        return None
-    found = {patient for patient, take in zip(joined.patients, kept) if take}
-    return None if None in found else len(found)
-
-
-def _calls(probabilities: np.ndarray, exclusive: bool) -> np.ndarray:
-    """(N, L) float -> (N, L) bool. Equal largest probabilities: the first class."""
-    if not exclusive:
-        return probabilities >= CALL_FROM
-    return probabilities.argmax(1)[:, None] == np.arange(probabilities.shape[1])
-
-
-def _measure_class(
-    label: str, truth: np.ndarray, scores: np.ndarray, called: np.ndarray
-) -> ClassMetrics:
-    known = truth != UNKNOWN
-    positive, scores = truth[known] == YES, scores[known]
-    counts = count(positive, called[known])
-    return ClassMetrics(
-        label=label,
-        positives=int(positive.sum()),
-        negatives=int((~positive).sum()),
-        unknown=int((~known).sum()),
-        recall=counts.recall,
-        specificity=counts.specificity,
-        precision=counts.precision,
-        f1=counts.f1,
-        auroc=auroc(scores, positive),
-        average_precision=average_precision(scores, positive),
-    )
-
-
-def _mean(classes: Sequence[ClassMetrics], name: str) -> float | None:
-    found = [getattr(one, name) for one in classes]
-    values = [v.value if isinstance(v, Estimate) else v for v in found if v is not None]
-    return float(np.mean(values)) if values else None
-
-
-def _missing_images(joined: Joined, errors: int, unlabelled: int) -> list[str]:
-    """One sentence for each kind of image or label that is in no number."""
-    counted = (
-        (errors, "images could not be scored"),
-        (unlabelled, "images have no known label"),
-        (len(joined.unmatched_predictions), "scored images are not among the labels"),
-        (len(joined.unmatched_labels), "images with labels have no score"),
-    )
-    out = [f"{count} {what}" for count, what in counted if count]
-    if joined.labels_without_truth:
-        out.append(f"scored, but without truth: {', '.join(joined.labels_without_truth)}")
-    if joined.labels_without_scores:
-        out.append(f"labels without scores: {', '.join(joined.labels_without_scores)}")
-    return out + [f"the rest of a damaged archive, {one}" for one in joined.damaged]
-
-
-def _missing_numbers(classes: Sequence[ClassMetrics]) -> list[str]:
-    """One sentence for each number that a class does not have."""
-    out = []
-    for one in classes:
-        if not one.positives or not one.negatives:
-            kind = "without" if not one.positives else "with"
-            out.append(f"{one.label}: no AUROC or average precision, every image is {kind} it")
-        elif one.auroc is not None and one.auroc.low is None:
-            out.append(
-                f"{one.label}: no interval of the AUROC, DeLong's variance is zero or unknown"
-            )
-        if one.precision is None:
-            out.append(f"{one.label}: no precision, no image was called it")
-        if one.unknown:
-            out.append(f"{one.label}: {one.unknown} images with unknown truth")
-    for name in _AVERAGED:
-        absent = [one.label for one in classes if getattr(one, name) is None]
-        if absent:
-            out.append(f"mean {name.replace('_', ' ')}: without {', '.join(absent)}")
-    return out
+    calls = [test for test in found.against.mcnemar if test.label is None]
+    return lines + [
+        f"against {found.against.other}: {test.only_this} images right only here, "
+        f"{test.only_other} only there, p {test.p:.2g} (McNemar)"
+        for test in calls
+    ]
 
 
 def write_pictures(evaluation: Evaluation, joined: Joined, out: Path) -> None:
-    """confusion.png (exclusive labels), roc.png and histograms.png."""
-    labels, truth, probabilities = joined.labels, joined.targets, joined.probabilities
-    if evaluation.confusion is not None:
-        matrix = np.array(evaluation.confusion)
-        write_atomic(out / "confusion.png", confusion_picture(matrix, labels))
-    names = [
-        f"{one.auroc.value:.3f}  {one.label}" if one.auroc else one.label
-        for one in evaluation.classes
-    ]
-    write_atomic(out / "roc.png", roc_picture(probabilities, truth, names))
-    write_atomic(out / "histograms.png", histogram_picture(probabilities, truth, labels))
+    """Every picture of the evaluation as PNG and as SVG."""
+    for name, figure in evaluation_figures(evaluation, judge(joined)).items():
+        write_figure(figure, out / name)
+
+
+def write_tables(evaluation: Evaluation, joined: Joined, out: Path) -> None:
+    """Every part of the evaluation as a CSV file."""
+    for name, data in evaluation_tables(evaluation, joined).items():
+        write_atomic(out / f"{name}.csv", data)
 
 
 def write_metrics(evaluation: Evaluation, out: Path) -> None:

@@ -6,29 +6,42 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.explain.overlay import encode, overlay
 from serve.predictions import Joined
+from serve.report_maps import NAME, Layer, StoredMap, image_webp, load_layer, stored_maps, to_layer
 from shards.codec import decode_grey
 from shards.console import UserError, progress
-from shards.labels import NO, YES, Vocabulary
+from shards.labels import NO, UNKNOWN, YES, Vocabulary
 from shards.manifest import Manifest, load_manifest, shard_path
 from shards.preprocess import prepare
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION
 
 ERRORS_SHARE = 2 / 3  # of the gallery at most, so that right calls are to be seen too
+METHOD = "gradcam"  # drawn for each image; others come from serve explain
+_BATCH = 8  # images explained between two steps of the progress line
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One gallery entry. pixels: JPEG bytes, image and overlay side by side."""
+    """One gallery entry. truth: the labels that hold; wrong: None where the called label's truth is
+    not known; image: WebP; layers: its heat maps."""
 
     key: str
-    truth: str
+    truth: tuple[str, ...]
     called: str
     probability: float
-    wrong: bool
-    pixels: bytes
+    wrong: bool | None
+    image: bytes
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """labels: of the scores; wrong: wrong calls among all scored images."""
+
+    labels: tuple[str, ...]
+    pictures: list[Picture]
+    wrong: int
 
 
 def wrong_calls(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -49,6 +62,20 @@ def choose(truth: np.ndarray, probabilities: np.ndarray, size: int) -> np.ndarra
     while len(right) < size - len(wrong) and any(by_label):
         right += [queue.pop(0) for queue in by_label if queue]
     return np.r_[wrong, np.array(right[: size - len(wrong)], np.int64)].astype(np.int64)
+
+
+def choose_with(
+    truth: np.ndarray, probabilities: np.ndarray, explained: np.ndarray, size: int
+) -> np.ndarray:
+    """As `choose`, but images that are explained already (N,) bool come in before others. Wrong
+    calls still lead, the surest first."""
+    first = np.flatnonzero(explained)[:size]
+    others = np.flatnonzero(~explained)
+    more = others[choose(truth[others], probabilities[others], size - len(first))]
+    chosen = np.r_[first, more].astype(np.int64)
+    wrong = chosen[wrong_calls(truth, probabilities)[chosen]]
+    wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
+    return np.r_[wrong, chosen[~np.isin(chosen, wrong)]]
 
 
 def read_images(
@@ -72,54 +99,57 @@ def read_images(
     return found
 
 
-def make_pictures(
-    run: Path, folder: Path, split: str, joined: Joined, size: int
-) -> tuple[list[Picture], int]:
-    """At most `size` scored images of a split, with Grad-CAM for the label that each was called;
-    and how many wrong calls there are in all.
+def make_gallery(
+    run: Path, folder: Path, split: str, joined: Joined, size: int, explained: Path
+) -> Gallery:
+    """At most `size` scored images of a split, with Grad-CAM for the label that each was called,
+    and the maps of `explained` where that folder of serve explain exists.
 
     folder: of the data set's shards. The probabilities are the scores', the heat maps are of the
-    run's own model. UserError when its labels are not those of the scores.
+    run's own model. UserError when its labels are not those of the scores, or the maps are of
+    another model.
     """
-    from serve.explain.command import heat_maps
-    from train.runs import load_run_model
+    from serve.explain.command import load
 
-    model, spec = load_run_model(run)
-    vocabulary = Vocabulary(spec.labels, spec.exclusive)
+    ready = load(run, None, (METHOD,), "auto")
+    stored: dict[str, list[StoredMap]] = {}
+    if (explained / NAME).is_file():
+        stored = stored_maps(explained, ready.spec.weights_sha256)
     scored = np.flatnonzero(~np.isnan(joined.probabilities).any(axis=1))
-    chosen = scored[choose(joined.targets[scored], joined.probabilities[scored], size)]
-    all_wrong = int(wrong_calls(joined.targets[scored], joined.probabilities[scored]).sum())
-    if not chosen.size:
-        return [], all_wrong
+    truth, probabilities = joined.targets[scored], joined.probabilities[scored]
+    has_maps = np.array([joined.keys[i] in stored for i in scored], bool)
+    chosen = scored[choose_with(truth, probabilities, has_maps, size)]
+    all_wrong = int(wrong_calls(truth, probabilities).sum())
     keys = [joined.keys[i] for i in chosen]
-    found = read_images(folder, load_manifest(folder), split, keys, spec.size)
-    images = np.stack([found[key] for key in keys])
-    called = joined.probabilities[chosen].argmax(1)
-    targets = [vocabulary.index(joined.labels[c]) for c in called]
-    wrong = wrong_calls(joined.targets[chosen], joined.probabilities[chosen])
-    pictures = []
+    found = read_images(folder, load_manifest(folder), split, keys, ready.spec.size)
+    vocabulary = Vocabulary(ready.spec.labels, ready.spec.exclusive)
+    targets = [vocabulary.index(joined.labels[c]) for c in joined.probabilities[chosen].argmax(1)]
+    pictures: list[Picture] = []
     with progress("heat maps", len(chosen)) as advance:
-        maps = heat_maps(model, images, targets)
-        for i, c, is_wrong, image, heat in zip(chosen, called, wrong, images, maps):
-            picture = Picture(
-                key=joined.keys[i],
-                truth=_names(joined.labels, joined.targets[i]),
-                called=joined.labels[c],
-                probability=float(joined.probabilities[i, c]),
-                wrong=bool(is_wrong),
-                pixels=_pair(image, heat),
-            )
-            pictures.append(picture)
-            advance()
-    return pictures, all_wrong
+        for start in range(0, len(chosen), _BATCH):
+            part = slice(start, start + _BATCH)
+            images = np.stack([found[key] for key in keys[part]])
+            maps = ready.explainers[METHOD](images, targets[part]).maps
+            for i, image, heat in zip(chosen[part], images, maps):
+                kept = [m for m in stored.get(joined.keys[i], []) if m.method != METHOD]
+                pictures.append(_picture(joined, int(i), image, heat, kept))
+            advance(len(images))
+    return Gallery(joined.labels, pictures, all_wrong)
 
 
-def _pair(image: np.ndarray, heat: np.ndarray) -> bytes:
-    """The image, and beside it the image under its heat map, as JPEG."""
-    grey = np.repeat(image[:, :, None], 3, axis=2)
-    return encode(np.hstack([grey, overlay(image, heat)]), ".jpg")
-
-
-def _names(labels: Sequence[str], truth: np.ndarray) -> str:
-    present = [label for label, value in zip(labels, truth) if value == YES]
-    return ", ".join(present) or "none of the labels"
+def _picture(
+    joined: Joined, row: int, image: np.ndarray, heat: np.ndarray, stored: Sequence[StoredMap]
+) -> Picture:
+    truth, probabilities = joined.targets[row], joined.probabilities[row]
+    called = int(probabilities.argmax())
+    label = joined.labels[called]
+    layers = [to_layer(METHOD, label, heat), *(load_layer(one, image.shape[0]) for one in stored)]
+    return Picture(
+        key=joined.keys[row],
+        truth=tuple(name for name, value in zip(joined.labels, truth) if value == YES),
+        called=label,
+        probability=float(probabilities[called]),
+        wrong=None if truth[called] == UNKNOWN else bool(truth[called] == NO),
+        image=image_webp(image),
+        layers=tuple(layers),
+    )

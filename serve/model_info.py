@@ -5,16 +5,18 @@ Every value is JSON. `python -m serve export` writes them with `to_metadata`; sc
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from serve.parity import Parity, Precision
+from serve.thresholds import OperatingPoint, Thresholds
 from shards import preprocess
 from shards.console import UserError
 
 PREFIX = "cxrstack."
 INPUT_NAME = "images"  # uint8 (N, 1, S, S)
 LOGITS_NAME = "logits"  # float32 (N, L)
-PROBABILITIES_NAME = "probabilities"  # float32 (N, L), sigmoid per class
+PROBABILITIES_NAME = "probabilities"  # float32 (N, L), sigmoid or softmax of the logits
 MAX_SIZE = 4096
 
 
@@ -22,7 +24,9 @@ MAX_SIZE = 4096
 class ModelInfo:
     """labels: in the order of the outputs; exclusive: exactly one of them holds; size: S of the
     input; shorter_side: pixels that the data set's images were reduced to (None: not reduced);
-    synthetic: trained on made-up radiographs only."""
+    synthetic: trained on made-up radiographs only; output: sigmoid or softmax of the logits, which
+    the graph computes; head: as in train.runs.ModelSpec; splits: images of the data set's splits;
+    thresholds: chosen on the validation split with this very model; parity: the gate's result."""
 
     architecture: str
     labels: tuple[str, ...]
@@ -40,6 +44,12 @@ class ModelInfo:
     licence: str
     intended_use: str
     created_by: str
+    output: str = "sigmoid"
+    head: str = "linear"
+    precision: Precision = "fp32"
+    splits: dict[str, int] = field(default_factory=dict)
+    thresholds: Thresholds = field(default_factory=dict)
+    parity: Parity | None = None
 
 
 def to_metadata(info: ModelInfo) -> dict[str, str]:
@@ -55,17 +65,48 @@ def from_metadata(entries: Mapping[str, str], model: str) -> ModelInfo:
             f"{model} has no {PREFIX}* metadata, so its labels and preprocessing are not known; "
             "export a run with: python -m serve export --run RUN --out MODEL.onnx"
         )
-    missing = [PREFIX + name for name in names if PREFIX + name not in entries]
+    optional = {
+        field.name
+        for field in fields(ModelInfo)
+        if field.default is not MISSING or field.default_factory is not MISSING
+    }
+    given = [name for name in names if PREFIX + name in entries or name not in optional]
+    missing = [PREFIX + name for name in given if PREFIX + name not in entries]
     if missing:
         raise UserError(f"{model} lacks the metadata {', '.join(missing)}; export the run again")
     try:
-        raw = {name: json.loads(entries[PREFIX + name]) for name in names}
+        raw = {name: json.loads(entries[PREFIX + name]) for name in given}
     except ValueError as error:
         raise UserError(f"{model} has damaged metadata ({error}); export the run again") from error
     problem = _problem(raw)
     if problem:
         raise UserError(f"{model}: {problem}; export the run again")
-    return ModelInfo(**{**raw, "labels": tuple(raw["labels"])})
+    try:
+        return ModelInfo(**{**raw, **_structured(raw), "labels": tuple(raw["labels"])})
+    except (TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{model} has damaged metadata ({error}); export the run again") from error
+
+
+def _structured(raw: dict[str, Any]) -> dict[str, Any]:
+    """The values that are more than JSON's own types. TypeError or AttributeError when damaged."""
+    found: dict[str, Any] = {}
+    if "thresholds" in raw:
+        found["thresholds"] = {
+            name: {label: _point(points[label]) for label in raw["labels"]}
+            for name, points in raw["thresholds"].items()
+        }
+    if raw.get("parity") is not None:
+        found["parity"] = Parity(**raw["parity"])
+    return found
+
+
+def _point(raw: dict[str, Any] | None) -> OperatingPoint | None:
+    if raw is None:
+        return None
+    point = OperatingPoint(**raw)
+    if not isinstance(point.threshold, float) or not 0 <= point.threshold <= 1:
+        raise TypeError(f"a threshold is from 0 to 1, found {point.threshold!r}")
+    return point
 
 
 def _problem(raw: dict[str, Any]) -> str | None:

@@ -2,7 +2,8 @@
 
 Scores: a folder of `serve score`, or a CSV or Parquet file with a `key` column and one column
 `<label>` or `prob_<label>` per label. Labels: a data set's folder of shards, or a CSV or Parquet
-file with a `key` column and one column of 1, 0, -1 or nothing per label.
+file with a `key` column and one column of 1, 0, -1 or nothing per label, or one column `label`
+with the name of each image's class.
 """
 
 from collections import Counter
@@ -149,25 +150,28 @@ def read_label_table(path: Path, split: str | None = None) -> LabelTable:
     """Labels of a data set's folder of shards (one split, or all), or of a CSV or Parquet file.
 
     A table is taken as exclusive when each of its rows has exactly one yes and nothing unknown
-    among several labels. UserError when it cannot be read.
+    among several labels, or when it names each row's class in one column. UserError when it cannot
+    be read.
     """
     if path.is_dir():
         return _labels_of_shards(path, load_manifest(path), split)
-    table = read_table(path)
+    given = read_table(path)
+    table = given.spread_classes()
     chosen = np.ones(table.rows, bool)
     if split is not None:
         chosen = _rows_of_split(table, split)
     names = tuple(_label_columns(table))
     labels = np.stack([table.labels(name) for name in names], axis=1)[chosen]
     meta = {name: _chosen(table.texts(name), chosen) for name in META_COLUMNS}
-    one_hot = (labels == YES).sum(axis=1) == 1
+    one_hot = ((labels == YES).sum(axis=1) == 1) & (labels != UNKNOWN).all(axis=1)
+    one_class_each = table is not given or bool(one_hot.all())
     return LabelTable(
         keys=tuple(key for key, take in zip(table.keys(), chosen) if take),
         names=names,
         labels=labels,
         patients=_chosen(table.texts("patient"), chosen),
         meta={name: values for name, values in meta.items() if values is not None},
-        exclusive=len(names) > 1 and bool(one_hot.all()) and not (labels == UNKNOWN).any(),
+        exclusive=len(names) > 1 and one_class_each,
     )
 
 

@@ -4,6 +4,8 @@ ONNX Runtime runs on the CPU when a GPU's libraries do not load and only logs it
 UserError, except under `auto`, which says aloud what it took.
 """
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +25,18 @@ _NAMES = {
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
 
 
+@dataclass(frozen=True)
+class GpuOptions:
+    """device: the GPU's number; fp16: TensorRT may compute in half precision; engines: folder where
+    TensorRT keeps what it built for this GPU (minutes), by default in the user's cache."""
+
+    device: int = 0
+    fp16: bool = False
+    engines: Path | None = None
+
+
 def create_session(
-    model_path: Path, provider: Provider, threads: int
+    model_path: Path, provider: Provider, threads: int, gpu: GpuOptions = GpuOptions()
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for; threads: for the operators on the CPU.
 
@@ -34,13 +46,13 @@ def create_session(
     if not model_path.is_file():
         raise UserError(f"no model at {model_path}; make it with: python -m serve export")
     if provider != "auto":
-        return _create(model_path, provider, threads)
+        return _create(model_path, provider, threads, gpu)
     if _NAMES["cuda"] in onnxruntime.get_available_providers():
         try:
-            return _create(model_path, "cuda", threads)
+            return _create(model_path, "cuda", threads, gpu)
         except UserError as error:
             warn(f"{error}; going on with the CPU, as --provider auto allows")
-    return _create(model_path, "cpu", threads)
+    return _create(model_path, "cpu", threads, gpu)
 
 
 def provider_of(session: onnxruntime.InferenceSession) -> str:
@@ -72,7 +84,9 @@ def probabilities(session: onnxruntime.InferenceSession, images: np.ndarray) -> 
     return np.asarray(found, np.float32)
 
 
-def _create(model_path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
+def _create(
+    model_path: Path, provider: str, threads: int, gpu: GpuOptions
+) -> onnxruntime.InferenceSession:
     wanted = _NAMES[provider]
     available = onnxruntime.get_available_providers()
     if wanted not in available:
@@ -84,10 +98,13 @@ def _create(model_path: Path, provider: str, threads: int) -> onnxruntime.Infere
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait for work in a loop take the cores from the decoders: of 160 images, with
+    # DenseNet121 on 2 busy cores, 12.7 s instead of 23.4, and 5.2 s of processor instead of 7.5.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; what matters of the warnings is checked below
     try:
         session = onnxruntime.InferenceSession(
-            str(model_path), options, providers=_provider_list(provider), enable_fallback=0
+            str(model_path), options, providers=_provider_list(provider, gpu), enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise _session_error(model_path, provider, error) from error
@@ -100,13 +117,24 @@ def _create(model_path: Path, provider: str, threads: int) -> onnxruntime.Infere
     return session
 
 
-def _provider_list(provider: str) -> list[Any]:
-    cuda = (_NAMES["cuda"], _CUDA_OPTIONS)
+def _provider_list(provider: str, gpu: GpuOptions) -> list[Any]:
+    cuda = (_NAMES["cuda"], {**_CUDA_OPTIONS, "device_id": gpu.device})
     if provider == "cpu":
         return [_NAMES["cpu"]]
     if provider == "cuda":
         return [cuda, _NAMES["cpu"]]
-    return [_NAMES["tensorrt"], cuda, _NAMES["cpu"]]
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    engines = gpu.engines or Path(cache, "cxrstack", "tensorrt")
+    engines.mkdir(parents=True, exist_ok=True)
+    options = {
+        "device_id": gpu.device,
+        "trt_fp16_enable": gpu.fp16,
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(engines),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(engines),
+    }
+    return [(_NAMES["tensorrt"], options), cuda, _NAMES["cpu"]]
 
 
 def _session_error(model_path: Path, provider: str, error: Exception) -> UserError:

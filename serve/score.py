@@ -3,34 +3,36 @@
 Reading (this process) -> decoding and preparing (worker processes) -> batches of one fixed size
 through ONNX Runtime (this process, while the workers decode on) -> rows. The unit of work is 512
 consecutive inputs of an archive; its rows are committed as one file, and the same command after a
-crash leaves out the units that are there. Batches never reach over two units, so a unit's scores do
-not depend on where a run was interrupted. Needs no torch.
+crash leaves out the units that are there. On several GPUs each has a process with its share of the
+units; with --engine ray other machines decode and score, and this process commits. Needs no torch.
 
 Run: python -m serve score --model MODEL.onnx --out DIR ARCHIVE...
 """
 
-import hashlib
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import onnxruntime
 import tyro
 
-from serve.archives import Archive, find_archives, identify
-from serve.decode import Decoded, DecodePool, Task
+from serve.archives import Archive, identify, place_of
+from serve.dry_run import DryRun, dry_run
 from serve.entries import label
+from serve.gpus import run_on_each, wanted_gpus
 from serve.model_info import ModelInfo
-from serve.providers import Provider, create_session, probabilities, provider_of, read_model_info
-from serve.score_folder import Columns, Row, ScoreFolder
-from serve.units import UNIT_INPUTS, Chunk, archive_chunks
-from shards.console import RunFailed, UserError, progress
+from serve.network import Foreign, Network, Normalise, Outputs, foreign_of, sha256_of
+from serve.providers import GpuOptions, Provider, create_session
+from serve.score_csv import check_csv, write_csv
+from serve.score_folder import Columns, ScoreFolder
+from serve.score_inputs import LIST_SIGN, find_archives
+from serve.score_run import Share, Work, run_here
+from serve.thresholds import PointName, pick
+from serve.units import UNIT_INPUTS
+from shards.console import RunFailed, UserError
+from shards.remote import is_remote
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,45 @@ class ScoreConfig:
     out: Path
     """Folder of the scores; the same command again goes on where it stopped."""
     archives: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Tar (shards too), tar.gz, zip, folders (with the archives in them), single images."""
+    """Tar (shards too), tar.gz, zip, folders (with the archives in them), images, DICOM files;
+    globs in quotation marks; @FILE, a list with one path per line; URLs (s3://, https://)."""
     provider: Provider = "auto"
     """Where the network runs; auto: on a GPU where CUDA works, else on the CPU."""
+    gpus: int | None = None
+    """So many GPUs, with a process for each; by default all of this machine."""
+    fp16: bool = False
+    """TensorRT may compute in half precision (CUDA takes the model as it was exported)."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: the machines of a Ray cluster decode and score, on their CPUs or with --provider."""
+    ray_address: str | None = None
+    """host:port of the cluster's head; by default that of RAY_ADDRESS or of this machine."""
     batch: int = 32
     """Images per pass; the last pass is padded to it."""
     workers: int | None = None
     """Decoding processes; by default one per core."""
     threads: int | None = None
     """Threads of ONNX Runtime on the CPU; by default one per core."""
+    operating_point: PointName | None = None
+    """Add a column call_<label>: at or above the threshold that the export chose on validation
+    images, for 98 % sensitivity or Youden's index; null where a label has no threshold."""
     limit: int | None = None
     """Score only the first so many images; by default all."""
+    csv: Path | None = None
+    """Also write all rows into this CSV file, at the end."""
+    dry_run: bool = False
+    """Only say how many inputs there are, how large they are, and how long they would take."""
+    keep_names: bool = False
+    """DICOM files under their names in the rows. By default they are called by the SHA-256 of their
+    bytes, since their names are often those of patients."""
+    labels: str | None = None
+    """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
+    size: int | None = None
+    """For such a model: the side of its input in pixels."""
+    normalise: Normalise = "imagenet"
+    """For such a model: its input is (x / 255 - mean) / std of ImageNet, x / 255, -1024 to 1024
+    (torchxrayvision), or the grey values themselves."""
+    outputs: Outputs = "probabilities"
+    """For such a model: what its first output is, or what makes probabilities of it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +100,7 @@ class ScoreSummary:
     already_done: bool
 
 
-def score(config: ScoreConfig) -> ScoreSummary:
+def score(config: ScoreConfig) -> ScoreSummary | DryRun:
     """Score the archives into `config.out`, or go on where an earlier call stopped.
 
     UserError for a wrong request; RunFailed when an archive could not be read to its end (its
@@ -78,48 +108,101 @@ def score(config: ScoreConfig) -> ScoreSummary:
     """
     _check(config)
     archives = find_archives(config.archives)
-    cores = len(os.sched_getaffinity(0))
-    session = create_session(config.model, config.provider, config.threads or cores)
-    info = read_model_info(session, str(config.model))
-    model_sha256 = _sha256(config.model)
+    network = open_network(config)
+    workers = config.workers or len(os.sched_getaffinity(0))
+    if config.dry_run:
+        return dry_run(archives, network, workers, config.limit)
+    info, model_sha256 = network.info, sha256_of(config.model)
+    points = pick(info.thresholds, config.operating_point, info.labels, str(config.model))
     folder = ScoreFolder(config.out)
     with folder.locked():
         request = _request(config, archives, info, model_sha256)
         folder.begin(request)
         done = folder.summary()
+        already_done, scored = done is not None, 0
         if done is None:
-            columns = Columns(info.labels, info.exclusive, model_sha256, info.preprocessing_version)
-            run = _Run(config, archives, folder, session, info, columns)
-            scored, seconds = run.run(config.workers or cores)
-            done = _summarise(folder, run, request, provider_of(session), scored, seconds)
+            version = info.preprocessing_version
+            columns = Columns(info.labels, info.exclusive, model_sha256, version, points)
+            names = archive_names([archive.path for archive in archives])
+            kept, asked = config.keep_names, request["archives"]
+            work = Work(archives, names, asked, folder, columns, config.limit, kept)
+            before, began = _count(folder, archives), time.perf_counter()
+            _run(config, work, network, workers)
+            scored, seconds = _count(folder, archives) - before, time.perf_counter() - began
+            done = _summarise(config, work, request, network, scored, seconds)
             folder.write_summary(done)
-            summary = _summary(config.out, done, scored, already_done=False)
-        else:
-            summary = _summary(config.out, done, 0, already_done=True)
+        if config.csv is not None:
+            write_csv(folder, config.csv)
+        summary = _summary(config.out, done, scored, already_done=already_done)
     _fail_on_damage(done)
     return summary
 
 
+def open_network(config: ScoreConfig, device: int = 0) -> Network:
+    """The model of a request, on one GPU or the CPU."""
+    threads = config.threads or len(os.sched_getaffinity(0))
+    gpu = GpuOptions(device, config.fp16)
+    provider = "cpu" if config.engine == "ray" else config.provider  # here only to look at it
+    session = create_session(config.model, provider, threads, gpu)
+    return Network(session, str(config.model), config.batch, _foreign(config), device)
+
+
+def _foreign(config: ScoreConfig) -> Foreign | None:
+    return foreign_of(config.labels, config.size, config.normalise, config.outputs)
+
+
+def _run(config: ScoreConfig, work: Work, network: Network, workers: int) -> None:
+    if config.engine == "ray":
+        from serve.score_ray import run_on_ray
+
+        run_on_ray(work, network, config, workers)
+        return
+    gpus = wanted_gpus(config.gpus, network.provider)
+    if gpus == 1:
+        run_here(work, network, workers)
+    else:
+        each = max(1, workers // gpus)
+        run_on_each(run_share, [(work, config, each, Share(i, gpus)) for i in range(gpus)])
+
+
+def run_share(work: Work, config: ScoreConfig, workers: int, share: Share) -> None:
+    """In a process of its own: the units of GPU `share.index`."""
+    run_here(work, open_network(config, share.index), workers, share)
+
+
+def _count(folder: ScoreFolder, archives: list[Archive]) -> int:
+    """Rows with scores."""
+    counts = [folder.count(index) for index in range(len(archives))]
+    return sum(rows - errors for rows, errors in counts)
+
+
 def _check(config: ScoreConfig) -> None:
-    for name in ("batch", "workers", "threads", "limit"):
+    for name in ("batch", "workers", "threads", "limit", "gpus"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, found {value}")
+    for name in ("model", "out", "csv"):
+        if is_remote(getattr(config, name)):
+            shown = getattr(config, name)
+            raise UserError(f"--{name} {shown}; allowed: a path on this machine")
     if config.batch > UNIT_INPUTS:
         raise UserError(f"batch must be at most {UNIT_INPUTS}, found {config.batch}")
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file; --out names a folder")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if config.ray_address is not None and config.engine != "ray":
+        raise UserError(f"--ray-address {config.ray_address} needs --engine ray")
+    if config.fp16 and config.provider != "tensorrt":
+        raise UserError("--fp16 is for --provider tensorrt; or export with --precision fp16")
+    if config.csv is not None:
+        check_csv(config.csv)
 
 
 def _request(
     config: ScoreConfig, archives: list[Archive], info: ModelInfo, model_sha256: str
 ) -> dict[str, Any]:
-    """What decides the rows. Workers and threads do not, so a rerun may change them."""
+    """What decides the rows. Workers and threads do not, so a rerun may change them. `inputs` is
+    for those who look for an image later."""
+    foreign = _foreign(config)
     return {
         "model_sha256": model_sha256,
         "labels": list(info.labels),
@@ -127,111 +210,20 @@ def _request(
         "provider": config.provider,
         "batch": config.batch,
         "unit_inputs": UNIT_INPUTS,
+        "operating_point": config.operating_point,
         "limit": config.limit,
+        "keep_names": config.keep_names,
+        "foreign": None if foreign is None else asdict(foreign),
+        "inputs": [_absolute(path) for path in config.archives],
         "archives": [identify(archive).to_dict() for archive in archives],
     }
 
 
-class _Run:
-    """One call's work: the tasks that are left, and their way to committed rows."""
-
-    def __init__(
-        self,
-        config: ScoreConfig,
-        archives: list[Archive],
-        folder: ScoreFolder,
-        session: onnxruntime.InferenceSession,
-        info: ModelInfo,
-        columns: Columns,
-    ) -> None:
-        self.config, self.archives, self.folder = config, archives, folder
-        self.session, self.info, self.columns = session, info, columns
-        self.names = archive_names([archive.path for archive in archives])
-
-    def run(self, workers: int) -> tuple[int, float]:
-        """(images scored, seconds)."""
-        started, scored = time.perf_counter(), 0
-        unit = _Unit(self.session, self.config.batch, len(self.info.labels))
-        shown = progress("scoring", None, shown=sys.stderr.isatty())
-        with DecodePool(workers, self.info.shorter_side, self.info.size) as pool, shown as advance:
-            for (archive, chunk), decoded in pool.run(self._tasks()):
-                unit.add(chunk, decoded)
-                scored += decoded.errors.count(None)
-                rate = scored / (time.perf_counter() - started)
-                advance(len(chunk.inputs), f"{rate:.0f} img/s")
-                self._commit(archive, chunk, unit)
-        return scored, time.perf_counter() - started
-
-    def _tasks(self) -> Iterator[Task[tuple[int, Chunk]]]:
-        finished = self.folder.finished_units()
-        left = self.config.limit
-        for index, archive in enumerate(self.archives):
-            end = self.folder.end_of(index)
-            if end is None:
-                units = {unit for of_archive, unit in finished if of_archive == index}
-                for chunk in archive_chunks(archive, units, left):
-                    yield Task((index, chunk), chunk.images())
-                    end = chunk.end
-            if left is not None and end is not None:
-                left -= end.inputs
-
-    def _commit(self, archive: int, chunk: Chunk, unit: "_Unit") -> None:
-        if chunk.closes_unit:
-            table = self.columns.table(unit.take_rows(self.names[archive]))
-            self.folder.write_unit(archive, chunk.unit, table)
-        if chunk.end is not None:
-            self.folder.write_end(archive, chunk.end)
-
-
-class _Unit:
-    """The unit that is being scored: its inputs in order, and the images that wait for a batch."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, batch: int, labels: int) -> None:
-        self.session, self.batch, self.labels = session, batch, labels
-        self.inputs: list[tuple[str, str, str | None]] = []  # member, key, error
-        self.scores: list[np.ndarray] = []
-        self.waiting: list[np.ndarray] = []
-
-    def add(self, chunk: Chunk, decoded: Decoded) -> None:
-        """Take in a chunk's inputs, and score every batch that is full."""
-        outcomes = iter(decoded.errors)
-        for item in chunk.inputs:
-            error = item.error if item.data is None else next(outcomes)
-            self.inputs.append((item.member, item.key, error))
-        pairs = zip(decoded.images, decoded.errors)
-        self.waiting.extend(image for image, error in pairs if error is None)
-        while len(self.waiting) >= self.batch:
-            self._score(self.waiting[: self.batch])
-            del self.waiting[: self.batch]
-
-    def take_rows(self, archive: str) -> list[Row]:
-        """The unit's rows; then it is empty, for the next one."""
-        if self.waiting:
-            self._score(self.waiting)
-        scores = (row for part in self.scores for row in part)
-        rows = [
-            _row(archive, member, key, next(scores) if error is None else None, error)
-            for member, key, error in self.inputs
-        ]
-        self.inputs, self.scores, self.waiting = [], [], []
-        return rows
-
-    def _score(self, images: list[np.ndarray]) -> None:
-        padded = np.zeros((self.batch, 1, *images[0].shape), np.uint8)
-        padded[: len(images), 0] = images
-        try:
-            found = probabilities(self.session, padded)
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise RunFailed(f"the network does not run: {error}") from error
-        if found.shape != (self.batch, self.labels):
-            raise RunFailed(f"the network gave {found.shape}, not {(self.batch, self.labels)}")
-        self.scores.append(found[: len(images)])
-
-
-def _row(archive: str, member: str, key: str, scores: np.ndarray | None, error: str | None) -> Row:
-    if scores is not None and not np.isfinite(scores).all():
-        return Row(archive, member, key, None, "the network's output is not a finite number")
-    return Row(archive, member, key, scores, error)
+def _absolute(path: Path) -> str:
+    text = str(path)
+    if text.startswith(LIST_SIGN) and not path.exists():
+        return LIST_SIGN + place_of(Path(text[1:]))
+    return place_of(path)
 
 
 def archive_names(paths: list[Path]) -> list[str]:
@@ -242,10 +234,10 @@ def archive_names(paths: list[Path]) -> list[str]:
 
 
 def _summarise(
-    folder: ScoreFolder,
-    run: _Run,
+    config: ScoreConfig,
+    work: Work,
     request: dict[str, Any],
-    provider: str,
+    network: Network,
     scored: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -254,33 +246,36 @@ def _summarise(
     RunFailed when a row is missing.
     """
     archives = []
-    for index, (name, identity) in enumerate(zip(run.names, request["archives"])):
-        rows, errors = folder.count(index)
-        end = folder.end_of(index)
+    for index, (name, identity) in enumerate(zip(work.names, request["archives"])):
+        rows, errors = work.folder.count(index)
+        end = work.folder.end_of(index)
         if end is None or end.inputs != rows:
-            raise RunFailed(f"{name}: {rows} rows for {end}; delete {folder.path} and score again")
+            raise RunFailed(
+                f"{name}: {rows} rows for {end}; delete {work.folder.path} and score again"
+            )
         members = end.inputs - (end.damage is not None)
         entry = {"name": name, "bytes": identity["bytes"], "sha256": identity["sha256"]}
         counts = {"members": members, "rows": rows, "errors": errors, "skipped": end.skipped}
         archives.append({**entry, **counts, "damage": end.damage})
     total = sum(archive["rows"] for archive in archives)
     if total == 0:
-        raise UserError(f"no image in {', '.join(run.names)}")
+        raise UserError(f"no image in {', '.join(work.names)}")
     return {
-        "model": run.config.model.name,
+        "model": config.model.name,
         "model_sha256": request["model_sha256"],
-        "labels": list(run.info.labels),
-        "exclusive": run.info.exclusive,
-        "dataset": run.info.dataset,
-        "preprocessing_version": run.info.preprocessing_version,
+        "labels": list(network.info.labels),
+        "exclusive": network.info.exclusive,
+        "dataset": network.info.dataset,
+        "preprocessing_version": network.info.preprocessing_version,
         "archives": archives,
         "rows": total,
         "errors": sum(archive["errors"] for archive in archives),
-        "limit": run.config.limit,
+        "operating_point": config.operating_point,
+        "limit": config.limit,
         "seconds": round(seconds, 3),
         "img_s": round(scored / max(seconds, 1e-9), 2),
-        "provider": provider,
-        "synthetic": run.info.synthetic,
+        "provider": network.provider,
+        "synthetic": network.info.synthetic,
     }
 
 

@@ -19,12 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.thresholds import OperatingPoint, call
 from shards.console import UserError
 from shards.writer import write_atomic
 
 REQUEST_FILE, SUMMARY_FILE, PARTS_FOLDER = "request.json", "scores.json", "parts"
 ENDS_FOLDER = "ends"
 PROBABILITY_PREFIX = "prob_"
+CALL_PREFIX = "call_"
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,19 @@ class ArchiveEnd:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the rows of a folder have in common."""
+    """What the rows of a folder have in common. points: of each label, where an operating point was
+    asked for; each row then has `call_<label>`, null for a label without a threshold."""
 
     labels: tuple[str, ...]
     exclusive: bool
     model_sha256: str
     preprocessing_version: int
+    points: tuple[OperatingPoint | None, ...] | None = None
 
     @property
     def schema(self) -> pa.Schema:
         probabilities = [(PROBABILITY_PREFIX + label, pa.float32()) for label in self.labels]
+        called = () if self.points is None else self.labels
         return pa.schema(
             [
                 ("archive", pa.string()),
@@ -68,6 +73,7 @@ class Columns:
                 ("key", pa.string()),
                 *probabilities,
                 ("predicted", pa.string()),
+                *((CALL_PREFIX + label, pa.bool_()) for label in called),
                 ("model_sha256", pa.string()),
                 ("preprocessing_version", pa.int32()),
                 ("error", pa.string()),
@@ -92,6 +98,9 @@ class Columns:
             pairs = list(zip(self.labels, row.probabilities.tolist()))
             record |= {PROBABILITY_PREFIX + label: value for label, value in pairs}
             record["predicted"] = self.predicted(row.probabilities)
+            if self.points is not None:
+                calls = call(row.probabilities, self.points)
+                record |= {CALL_PREFIX + label: found for label, found in zip(self.labels, calls)}
         return record
 
     def predicted(self, probabilities: np.ndarray) -> str:
@@ -132,13 +141,21 @@ class ScoreFolder:
             write_atomic(path, _json_bytes(request))
             return
         found = _load(path)
-        differing = sorted(k for k in {*found, *request} if found.get(k) != request.get(k))
+        compared = {*found, *request} - {"inputs"}  # how the archives were named
+        differing = sorted(k for k in compared if found.get(k) != request.get(k))
         if differing:
             raise UserError(
                 f"{self.path} holds the scores of another request: {differing[0]} was "
                 f"{_short(found.get(differing[0]))}, now {_short(request.get(differing[0]))}"
                 f"{_others(differing[1:])}; use another --out, or delete that folder"
             )
+
+    def request(self) -> dict[str, Any]:
+        """`request.json`. UserError when it is not there."""
+        path = self.path / REQUEST_FILE
+        if not path.is_file():
+            raise UserError(f"no {REQUEST_FILE} in {self.path}; score again")
+        return _load(path)
 
     def finished_units(self) -> set[tuple[int, int]]:
         """(archive, unit) of every part that is there."""

@@ -15,6 +15,7 @@ from shards.console import UserError
 from shards.labels import UNKNOWN
 
 KEY = "key"
+CLASS = "label"
 _EMPTY = ("", "nan", "na", "null", "none")
 
 
@@ -59,6 +60,24 @@ class Table:
                 f"for unknown, found {found!r}"
             )
         return numbers.astype(np.int8)
+
+    def spread_classes(self) -> "Table":
+        """A table whose column `label` names each row's class, as one with a column per class: 1 in
+        the row's own, 0 in the others, nothing in a row without a class. Any other: itself."""
+        named = self.texts(CLASS)
+        if named is None or all(name is None or _is_number(name) for name in named):
+            return self
+        classes = sorted({name for name in named if name is not None})
+        repeated = [name for name in classes if name in self.columns]
+        if repeated:
+            raise UserError(
+                f"{self.path} has a column {repeated[0]!r} and a class {repeated[0]!r} in its "
+                f"column {CLASS!r}; give one column per label, or {CLASS!r} alone"
+            )
+        columns = {name: values for name, values in self.columns.items() if name != CLASS}
+        for one in classes:
+            columns[one] = [None if name is None else int(name == one) for name in named]
+        return Table(self.path, columns)
 
     def _number(self, name: str, row: int) -> float:
         value = self.columns[name][row]
@@ -118,3 +137,11 @@ def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
 
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.strip().lower() in _EMPTY)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,63 +1,86 @@
-"""Image files -> heat maps: a strip (image, heat map, overlay) and the map itself for each image.
+"""Images -> explanations: a strip, an overlay and the map itself for each image and method.
 
-Run: python -m serve explain --run RUN --method gradcam --out DIR IMAGE...
+Run: python -m serve explain --run RUN --method lrp --out DIR IMAGE...
+     python -m serve explain --run RUN --method lrp,gradcam --out DIR --shards DIR --split test
+     python -m serve explain --run RUN --method lrp --out DIR --shards DIR --scores DIR \
+         --where true=COVID-19,error
 
-`DIR/<key>-<method>-<label>.png` and `.npy` ((S, S) float32 in [0, 1]); the key is made of the
-file's name, as in shards.
+`DIR/<key>-<method>-<label>.png` (image, map, overlay side by side), `-overlay.png`, `.npy` ((S, S)
+float32) and `DIR/explanations.json`, which lists them.
 """
 
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
 
 from serve.decode import DecodePool, Task
-from serve.explain.overlay import encode, strip
+from serve.explain.overlay import encode, overlay, strip
+from serve.explain.subjects import Subject, choose_keys, from_files, from_shards, parse_where
 from shards.console import RunFailed, UserError, progress, warn
 from shards.labels import Vocabulary
-from shards.sample import make_key
 from shards.writer import write_atomic
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-METHODS = ("gradcam",)
-MAX_FILE_BYTES = 512 * 2**20
-_BATCH = 8  # images through the network at once: bounds the memory
+    from serve.explain.methods import Explainer
+    from serve.explain.occlusion import Outputs
+    from train.runs import ModelSpec
+
+FORMAT_VERSION = 1
+_BATCH = 8  # images decoded and explained together: bounds the memory
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Draw where in an image the network found a label."""
+    """Draw where in an image the network found a label.
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files (PNG, JPEG, JPEG 2000, TIFF, ...)."""
+    Methods: lrp (relevance, red for the label and blue against it; adds up to the logit), gradcam,
+    cam, occlusion (the share of black windows over a place that flip the call), occlusion-drop (the
+    mean fall of the probability under them)."""
+
     run: Path
     """Run folder of python -m train."""
     out: Path
-    """Folder for the strips (.png) and the maps (.npy)."""
+    """Folder for the pictures (.png), the maps (.npy) and explanations.json."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Image files (PNG, JPEG, JPEG 2000, TIFF, ...); or give --shards."""
     method: str = "gradcam"
-    """How to explain: gradcam."""
+    """How to explain: lrp, gradcam, cam, occlusion, occlusion-drop; several joined by commas."""
     label: str | None = None
     """The label to explain; by default each image's most probable one."""
     stage: str | None = None
     """Which stage's model; by default the last one."""
+    shards: Path | None = None
+    """A data set's folder of shards, in the place of files."""
+    split: str = "test"
+    """Which split of the shards."""
+    scores: Path | None = None
+    """Scores of the shards' images (a folder of serve score, or a CSV or Parquet file), for --where
+    to choose by."""
+    where: str = ""
+    """Which images of the shards: true=LABEL, predicted=LABEL, error, joined by commas."""
+    limit: int | None = None
+    """At most this many images."""
+    precision: str = "auto"
+    """Arithmetic of LRP's convolutions: auto (bf16 where training would take it) or fp32."""
 
 
-Explainer = Callable[["nn.Module", "Tensor", "Tensor"], "Tensor"]
+@dataclass(frozen=True)
+class Explaining:
+    """A model with its methods, ready for images."""
 
-
-def explainer(method: str) -> Explainer:
-    """(model, images (N, 3, S, S), classes (N,)) -> maps (N, S, S). UserError when unknown."""
-    if method not in METHODS:
-        raise UserError(f"no method {method!r}; there are: {', '.join(METHODS)}")
-    from serve.explain.gradcam import grad_cam
-
-    return grad_cam
+    model: "nn.Module"
+    spec: "ModelSpec"
+    outputs: "Outputs"
+    explainers: "dict[str, Explainer]"
 
 
 def heat_maps(
@@ -65,91 +88,172 @@ def heat_maps(
 ) -> np.ndarray:
     """images: (N, S, S) uint8, prepared; targets: the class to explain of each image.
 
-    Returns (N, S, S) float32 in [0, 1].
+    Returns (N, S, S) float32; of gradcam and cam in [0, 1].
     """
-    import torch
+    from serve.explain.methods import Explainer
+    from serve.explain.occlusion import Outputs
 
-    from train.warp import normalise
-
-    draw, maps = explainer(method), []
-    for start in range(0, len(images), _BATCH):
-        part = slice(start, start + _BATCH)
-        batch = normalise(torch.tensor(images[part]))
-        maps.append(draw(model, batch, torch.tensor(targets[part])).numpy())
-    return np.concatenate(maps)
-
-
-def probabilities_of(model: "nn.Module", image: np.ndarray) -> np.ndarray:
-    """(S, S) uint8, prepared -> (L,) float32."""
-    import torch
-
-    from train.warp import normalise
-
-    with torch.inference_mode():
-        return model(normalise(torch.tensor(image[None])))[0].sigmoid().numpy()
+    return Explainer(method, model, images.shape[-1], Outputs(True))(images, targets).maps
 
 
 def explain(config: ExplainConfig) -> None:
-    """Write the files, and one line per image on standard output. RunFailed at the end when some
-    images could not be read; the others are done."""
-    explainer(config.method)
-    keys = _keys(config.images)
+    """Write the files, and one line per image and method on standard output. RunFailed at the end
+    when some images could not be read; the others are done."""
+    from serve.explain.methods import check_methods
+
+    methods = tuple(dict.fromkeys(part.strip() for part in config.method.split(",")))
+    check_methods(methods)
+    subjects, total = _subjects(config)
+    ready = load(config.run, config.stage, methods, config.precision)
+    vocabulary = Vocabulary(ready.spec.labels, ready.spec.exclusive)
+    target = None if config.label is None else vocabulary.index(config.label)
+    config.out.mkdir(parents=True, exist_ok=True)
+    items: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    with progress("explain", total) as advance:
+        for batch, images in decoded_batches(ready.spec, subjects, failed):
+            found = probabilities_of(ready, images)
+            shown = found.argmax(1) if target is None else np.full(len(found), target)
+            for method, explainer in ready.explainers.items():
+                explained = explainer(images, shown.tolist())
+                for i, subject in enumerate(batch):
+                    item = _item(ready.spec, subject, method, int(shown[i]), found[i])
+                    item |= explained.notes[i]
+                    item |= _write(config.out, item, images[i], explained.maps[i])
+                    items.append(item)
+                    _tell(subject, item, explained.maps[i], config.out)
+            advance(len(batch))
+    write_atomic(config.out / "explanations.json", _summary(config, ready, items, failed))
+    if failed:
+        raise RunFailed(f"{len(failed)} of {total} images could not be read (see above)")
+
+
+def load(run: Path, stage: str | None, methods: Sequence[str], precision: str) -> Explaining:
+    """The run's model with these methods, on a GPU where there is one."""
+    import torch
+
+    from serve.explain.methods import Explainer
+    from serve.explain.occlusion import Outputs
     from train.runs import load_run_model
 
-    model, spec = load_run_model(config.run, config.stage)
-    target = None
-    if config.label is not None:
-        target = Vocabulary(spec.labels, spec.exclusive).index(config.label)
-    config.out.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    tasks = (Task(path, [path.read_bytes()]) for path in config.images)
-    with (
-        DecodePool(1, spec.shorter_side, spec.size) as pool,
-        progress("explain", len(config.images)) as advance,
-    ):
-        for path, decoded in pool.run(tasks):
-            advance(1)
-            if decoded.errors[0]:
-                failed += 1
-                warn(f"{path}: {decoded.errors[0]}")
-                continue
-            image = decoded.images[0]
-            found = probabilities_of(model, image)
-            shown = int(found.argmax()) if target is None else target
-            heat = heat_maps(model, image[None], [shown], config.method)[0]
-            label = spec.labels[shown]
-            written = _write(config.out, f"{keys[path]}-{config.method}", label, image, heat)
-            nothing = "" if heat.any() else " (no place speaks for it)"
-            print(f"{path}: {label} {found[shown]:.4f}{nothing} -> {written}")
-    if failed:
-        raise RunFailed(f"{failed} of {len(config.images)} images could not be read (see above)")
+    model, spec = load_run_model(run, stage)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    outputs = Outputs(spec.exclusive, spec.output)
+    made = {m: Explainer(m, model, spec.size, outputs, precision) for m in methods}
+    return Explaining(model, spec, outputs, made)
 
 
-def _keys(images: tuple[Path, ...]) -> dict[Path, str]:
-    if not images:
-        raise UserError("no image named; name one or more image files")
-    keys: dict[Path, str] = {}
-    taken: dict[str, Path] = {}
-    for path in images:
-        if not path.is_file():
-            raise UserError(f"no file {path}; name image files (not folders or archives)")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path} has over {MAX_FILE_BYTES} bytes; that is no radiograph")
-        key = make_key(path.stem)
-        if key in taken:
+def probabilities_of(ready: Explaining, images: np.ndarray) -> np.ndarray:
+    """(N, S, S) uint8, prepared -> (N, L) float32."""
+    import torch
+
+    from train.warp import normalise
+
+    device = next(ready.model.parameters()).device
+    with torch.inference_mode():
+        logits = ready.model(normalise(torch.tensor(images).to(device))).float()
+        return ready.outputs.probabilities(logits).cpu().numpy()
+
+
+def decoded_batches(
+    spec: "ModelSpec", subjects: Iterator[Subject], failed: list[dict[str, str]]
+) -> Iterator[tuple[list[Subject], np.ndarray]]:
+    """The subjects that decode, with their images (N, S, S) uint8; the others go to `failed`, each
+    with a warning."""
+    with DecodePool(1, spec.shorter_side, spec.size) as pool:
+        results = pool.run(Task(subject, [subject.data]) for subject in subjects)
+        while batch := list(islice(results, _BATCH)):
+            good = []
+            for subject, decoded in batch:
+                if decoded.errors[0] is None:
+                    good.append((subject, decoded.images[0]))
+                    continue
+                warn(f"{subject.name}: {decoded.errors[0]}")
+                failed.append({"key": subject.key, "reason": decoded.errors[0]})
+            if good:
+                yield [subject for subject, _ in good], np.stack([image for _, image in good])
+
+
+def _subjects(config: ExplainConfig) -> tuple[Iterator[Subject], int]:
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"--limit is {config.limit}; give 1 or more")
+    where = parse_where(config.where)
+    if config.shards is None:
+        if not config.images:
+            raise UserError("no image named; name one or more image files, or --shards DIR")
+        if config.scores is not None or config.where:
             raise UserError(
-                f"{taken[key]} and {path} would be written to the same file; explain them in two "
-                "commands with two --out folders"
+                "--scores and --where choose among the images of --shards; name that too"
             )
-        keys[path], taken[key] = key, path
-    return keys
+        paths = config.images[: config.limit]
+        return from_files(paths), len(paths)
+    if config.images:
+        raise UserError("image files and --shards at once; take one of them")
+    keys = choose_keys(config.shards, config.split, config.scores, where, config.limit)
+    return from_shards(config.shards, config.split, keys), len(keys)
 
 
-def _write(out: Path, name: str, label: str, image: np.ndarray, heat: np.ndarray) -> Path:
-    clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in label)[:40]
-    path = out / f"{name}-{clean}.png"
+def _item(
+    spec: "ModelSpec", subject: Subject, method: str, shown: int, found: np.ndarray
+) -> dict[str, Any]:
+    """What explanations.json tells of one picture."""
+    predicted = spec.labels[int(found.argmax())]
+    return {
+        "key": subject.key,
+        "method": method,
+        "label": spec.labels[shown],
+        "probability": float(found[shown]),
+        "predicted": predicted,
+        "truth": None if subject.truth is None else list(subject.truth),
+        "wrong": subject.wrong(predicted),
+    }
+
+
+def _write(out: Path, item: dict[str, Any], image: np.ndarray, heat: np.ndarray) -> dict[str, str]:
+    """Write the three files; their names."""
+    from serve.explain.methods import SIGNED
+
+    signed = item["method"] in SIGNED
+    clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in item["label"])[:40]
+    stem = f"{item['key']}-{item['method']}-{clean}"
     values = io.BytesIO()
-    np.save(values, heat, allow_pickle=False)
-    write_atomic(path.with_suffix(".npy"), values.getvalue())
-    write_atomic(path, encode(strip(image, heat), ".png"))
-    return path
+    np.save(values, heat.astype(np.float32), allow_pickle=False)
+    files = {
+        "map": (f"{stem}.npy", values.getvalue()),
+        "overlay": (f"{stem}-overlay.png", encode(overlay(image, heat, signed=signed), ".png")),
+        "strip": (f"{stem}.png", encode(strip(image, heat, signed=signed), ".png")),
+    }
+    for name, data in files.values():
+        write_atomic(out / name, data)
+    return {kind: name for kind, (name, _) in files.items()}
+
+
+def _tell(subject: Subject, item: dict[str, Any], heat: np.ndarray, out: Path) -> None:
+    nothing = "" if heat.any() else " (no place speaks for it)"
+    probability = f"{item['label']} {item['probability']:.4f}"
+    print(f"{subject.name}: {probability}{nothing} -> {out / item['strip']}")
+
+
+def _summary(
+    config: ExplainConfig,
+    ready: Explaining,
+    items: list[dict[str, Any]],
+    failed: list[dict[str, str]],
+) -> bytes:
+    spec = ready.spec
+    content = {
+        "format_version": FORMAT_VERSION,
+        "run": config.run.resolve().name,
+        "stage": spec.stage,
+        "weights_sha256": spec.weights_sha256,
+        "labels": list(spec.labels),
+        "exclusive": spec.exclusive,
+        "synthetic": spec.synthetic,
+        "size": spec.size,
+        "methods": list(ready.explainers),
+        "where": config.where,
+        "items": items,
+        "failed": failed,
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,0 +1,134 @@
+"""How much there is to score, and how long it takes, before anything is written."""
+
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from serve.archives import Archive, identify
+from serve.decode import DecodePool, Task
+from serve.entries import ArchiveDamaged, BadMember, is_input
+from serve.network import Network
+from shards.console import progress
+from shards.remote import is_remote
+from shards.tars import members, open_tar
+
+TRIED = 64  # images of the calibration
+_SAMPLE = 64  # members that tell how long a tar's are
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """inputs and bytes of the archives; img_s: of the first images, None when none could be
+    scored; damaged: archives with the reason."""
+
+    archives: int
+    inputs: int
+    bytes: int
+    img_s: float | None
+    damaged: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        size = f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.2f} MB"
+        time_left = "unknown (no image could be scored)"
+        if self.img_s:
+            time_left = f"{_hours(self.inputs / self.img_s)}, at {self.img_s:.1f} img/s here"
+        return [
+            f"{self.archives} archives, {self.inputs} inputs, {size}",
+            f"expected time: {time_left}",
+            *(f"damaged: {text}" for text in self.damaged),
+        ]
+
+
+def _hours(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def dry_run(archives: list[Archive], network: Network, workers: int, limit: int | None) -> DryRun:
+    """Meets every input of the archives, and scores the first few."""
+    inputs, damaged = 0, []
+    with progress("counting", None) as advance:
+        for archive in archives:
+            try:
+                for _ in archive.entries():
+                    if inputs == limit:
+                        break
+                    inputs += 1
+                    advance()
+            except ArchiveDamaged as error:
+                inputs += 1  # the row for the rest
+                damaged.append(f"{archive.path}: {error}")
+    total = sum(identify(archive).bytes for archive in archives)
+    speed = _calibrate(archives, network, workers)
+    return DryRun(len(archives), inputs, total, speed, tuple(damaged))
+
+
+def _calibrate(archives: list[Archive], network: Network, workers: int) -> float | None:
+    """Images per second: of the slower of decoding and the network, and where they share the cores
+    of both one after the other. None when no image decodes."""
+    images = list(islice(_readable(archives), TRIED))
+    if not images:
+        return None
+    info = network.info
+    tasks = [Task(n, images[n : n + 4]) for n in range(0, len(images), 4)]
+    with DecodePool(workers, info.shorter_side, info.size) as pool:
+        list(pool.run(tasks[:workers]))  # the workers' first images pay for their imports
+        began = time.perf_counter()
+        parts = [found for _, found in pool.run(tasks)]
+        decoding = (time.perf_counter() - began) / len(images)
+    sound = [image for found in parts for image, e in zip(found.images, found.errors) if e is None]
+    if not sound:
+        return None
+    network.score(sound[: network.batch])
+    began = time.perf_counter()
+    batches = range(0, len(sound), network.batch)
+    for start in batches:
+        network.score(sound[start : start + network.batch])
+    scoring = (time.perf_counter() - began) / (len(batches) * network.batch)
+    together = decoding + scoring if network.provider == "cpu" else max(decoding, scoring)
+    return 1 / together
+
+
+def _readable(archives: list[Archive]) -> Iterator[bytes]:
+    for archive in archives:
+        try:
+            for entry in archive.entries():
+                try:
+                    yield entry.read()
+                except BadMember:
+                    continue
+        except ArchiveDamaged:
+            continue
+
+
+def expected_inputs(archive: Archive) -> int | None:
+    """About how many, where that takes no reading of the whole: of a tar by the length of its first
+    members; None of a compressed tar, or behind a URL."""
+    if archive.kind == "files":
+        return len(archive.files)
+    if is_remote(archive.path) or archive.kind == "compressed tar":
+        return None
+    if archive.kind == "folder":
+        return sum(not link and is_input(name) for name, _, link in archive.named_files())
+    try:
+        if archive.kind == "zip":
+            with zipfile.ZipFile(archive.path) as packed:
+                return sum(is_input(i.filename) and not i.is_dir() for i in packed.infolist())
+        return _of_tar(archive.path)
+    except Exception:  # damaged, which the run itself tells
+        return None
+
+
+def _of_tar(path: Path) -> int:
+    inputs = 0
+    size = path.stat().st_size
+    with path.open("rb") as file, open_tar(file, seekable=True) as tar:
+        number = 0
+        for number, member in enumerate(members(tar), 1):
+            inputs += member.isreg() and is_input(member.name)
+            if number == _SAMPLE:
+                return round(inputs * size / tar.offset)
+    return inputs

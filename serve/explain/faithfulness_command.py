@@ -1,0 +1,322 @@
+"""Explanations on a split -> how good each method is: faithfulness.json and faithfulness.png.
+
+Run: python -m serve faithfulness --run RUN --shards DIR --out DIR
+
+Images with boxes of the network's labels come first (each box's label is explained), then others
+(their most probable label). Not there: boxes in a data set without any; both omissions are stated.
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serve.explain.command import Explaining, decoded_batches, load, probabilities_of
+from serve.explain.faithfulness import (
+    STEPS,
+    area_under,
+    box_mask,
+    cell_order,
+    likeness,
+    points_into,
+    stepwise,
+    top_iou,
+)
+from serve.explain.subjects import Subject, boxed_keys, choose_keys, from_shards, parse_where
+from serve.figures import COLOURS, STYLES, new_figure, to_png
+from serve.intervals import wilson
+from shards.console import RunFailed, UserError, progress
+from shards.writer import write_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT_VERSION = 1
+RANDOM = "random"  # noise in the place of a map: what chance gives
+
+
+@dataclass(frozen=True)
+class FaithfulnessConfig:
+    """Measure explanation methods: pointing game and overlap with boxes, deletion and insertion,
+    likeness of the maps after the weights were randomised."""
+
+    run: Path
+    """Run folder of python -m train."""
+    shards: Path
+    """A data set's folder of shards; boxes (ChestX-ray14) are in its samples."""
+    out: Path
+    """Folder for faithfulness.json and faithfulness.png."""
+    split: str = "test"
+    """Which split."""
+    methods: str = "lrp,gradcam,cam,occlusion-drop"
+    """Methods of serve explain, joined by commas; `random` is always added."""
+    limit: int = 50
+    """At most this many images."""
+    sanity: int = 8
+    """So many of them for the check with randomised weights; 0: none."""
+    stage: str | None = None
+    """Which stage's model; by default the last one."""
+    seed: int = 0
+    """Of the random maps and weights."""
+
+
+@dataclass
+class _Measured:
+    """What one method has gathered, one entry per image."""
+
+    hits: list[bool] = field(default_factory=list)
+    overlaps: list[float] = field(default_factory=list)
+    deletion: list[np.ndarray] = field(default_factory=list)
+    insertion: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An image (S, S) uint8, the class to explain, and the boxes' mask, None without boxes."""
+
+    image: np.ndarray
+    target: int
+    mask: np.ndarray | None
+
+
+def faithfulness(config: FaithfulnessConfig) -> Path:
+    """Write the two files; returns the first one's path. UserError when no image is left or no
+    method can explain the network."""
+    if config.limit < 1 or config.sanity < 0:
+        raise UserError(
+            f"--limit {config.limit}, --sanity {config.sanity}; give 1 or more, 0 or more"
+        )
+    ready, omitted = _load(config)
+    labels = ready.spec.labels
+    boxed = boxed_keys(config.shards, config.split, labels)
+    keys = _keys(config, boxed)
+    if not boxed:
+        omitted.append(
+            "pointing game and overlap: no image of this split has a box of one of the labels"
+        )
+    failed: list[dict[str, str]] = []
+    cases: list[_Case] = []
+    subjects = from_shards(config.shards, config.split, keys)
+    for batch, images in decoded_batches(ready.spec, subjects, failed):
+        cases += _cases(ready, batch, images)
+    if failed:
+        raise RunFailed(f"{len(failed)} samples of the shards do not decode; ingest again")
+    measured = _measure(config, ready, cases)
+    sanity = _sanity(config, ready, cases[: config.sanity])
+    content = _summary(config, ready, cases, measured, sanity) | {"omitted": omitted}
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(config.out / "faithfulness.png", _picture(content))
+    path = config.out / "faithfulness.json"
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    print(table(content))
+    return path
+
+
+def _load(config: FaithfulnessConfig) -> tuple[Explaining, list[str]]:
+    """The model with the methods that can explain it, and why others cannot."""
+    from serve.explain.methods import Explainer, check_methods
+
+    methods = list(dict.fromkeys(part.strip() for part in config.methods.split(",")))
+    check_methods(methods)
+    ready = load(config.run, config.stage, (), "auto")
+    omitted = []
+    for method in methods:
+        try:
+            made = Explainer(method, ready.model, ready.spec.size, ready.outputs)
+        except UserError as error:
+            omitted.append(f"{method}: {error}")
+            continue
+        ready.explainers[method] = made
+    if not ready.explainers:
+        raise UserError(f"no method can explain this network: {'; '.join(omitted)}")
+    return ready, omitted
+
+
+def _keys(config: FaithfulnessConfig, boxed: list[str]) -> list[str]:
+    every = choose_keys(config.shards, config.split, None, parse_where(""), None)
+    return list(dict.fromkeys([*boxed, *every]))[: config.limit]
+
+
+def _cases(ready: Explaining, batch: Sequence[Subject], images: np.ndarray) -> list[_Case]:
+    """One case per label with boxes, or the most probable label of an image without."""
+    labels, size = ready.spec.labels, ready.spec.size
+    predicted = probabilities_of(ready, images).argmax(1)
+    cases = []
+    for subject, image, called in zip(batch, images, predicted):
+        with_boxes = [label for label in labels if any(b.label == label for b in subject.boxes)]
+        for label in with_boxes:
+            boxes = [box for box in subject.boxes if box.label == label]
+            mask = box_mask(boxes, subject.width, subject.height, size)
+            # A box smaller than a pixel of the network's input has nothing to be pointed at.
+            cases.append(_Case(image, labels.index(label), mask if mask.any() else None))
+        if not with_boxes:
+            cases.append(_Case(image, int(called), None))
+    return cases
+
+
+def _measure(
+    config: FaithfulnessConfig, ready: Explaining, cases: list[_Case]
+) -> dict[str, _Measured]:
+    rng = np.random.default_rng(config.seed)
+    measured = {name: _Measured() for name in (*ready.explainers, RANDOM)}
+    with progress("faithfulness", len(cases)) as advance:
+        for case in cases:
+            for name, one in measured.items():
+                if name == RANDOM:
+                    heat = rng.random(case.image.shape, np.float32)
+                else:
+                    heat = ready.explainers[name](case.image[None], [case.target]).maps[0]
+                if case.mask is not None:
+                    one.hits.append(points_into(heat, case.mask))
+                    one.overlaps.append(top_iou(heat, case.mask))
+                order = cell_order(heat)
+                one.deletion.append(_curve(ready, case, order, insert=False))
+                one.insertion.append(_curve(ready, case, order, insert=True))
+            advance()
+    return measured
+
+
+def _curve(ready: Explaining, case: _Case, order: np.ndarray, *, insert: bool) -> np.ndarray:
+    """(STEPS + 1,) the target's probability as the image goes or comes."""
+    images = stepwise(case.image, order, insert=insert)
+    step = 7  # 21 images in three passes
+    parts = [probabilities_of(ready, images[i : i + step]) for i in range(0, len(images), step)]
+    return np.concatenate(parts)[:, case.target]
+
+
+def _sanity(
+    config: FaithfulnessConfig, ready: Explaining, cases: list[_Case]
+) -> dict[str, dict[str, float]]:
+    """method -> mean likeness of its maps to those of the network with other weights."""
+    from serve.explain.methods import Explainer
+
+    found: dict[str, dict[str, float]] = {name: {} for name in ready.explainers}
+    if not cases:
+        return found
+    for which, model in _randomised(ready.model, config.seed):
+        for name, explainer in ready.explainers.items():
+            other = Explainer(name, model, ready.spec.size, ready.outputs)
+            values = []
+            for case in cases:
+                maps = [one(case.image[None], [case.target]).maps[0] for one in (explainer, other)]
+                values.append(likeness(*maps))
+            found[name][which] = float(np.mean(values))
+    return found
+
+
+def _randomised(model: "nn.Module", seed: int) -> "Iterator[tuple[str, nn.Module]]":
+    """The network with a fresh output layer, and with every layer fresh."""
+    import torch
+
+    from train.models import head
+
+    for which in ("output_layer", "all_layers"):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            other = copy.deepcopy(model)
+            for layer in [head(other)] if which == "output_layer" else other.modules():
+                reset = getattr(layer, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+            yield which, other.eval()
+
+
+def _summary(
+    config: FaithfulnessConfig,
+    ready: Explaining,
+    cases: list[_Case],
+    measured: dict[str, _Measured],
+    sanity: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    masks = [case.mask for case in cases if case.mask is not None]
+    rows = [
+        {
+            "method": name,
+            "pointing": _share(one.hits),
+            "iou": float(np.mean(one.overlaps)) if one.overlaps else None,
+            "deletion": area_under(np.mean(one.deletion, axis=0)),
+            "insertion": area_under(np.mean(one.insertion, axis=0)),
+            "sanity": sanity.get(name) or None,
+            "deletion_curve": np.mean(one.deletion, axis=0).tolist(),
+            "insertion_curve": np.mean(one.insertion, axis=0).tolist(),
+        }
+        for name, one in measured.items()
+    ]
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": config.run.resolve().name,
+        "stage": ready.spec.stage,
+        "dataset": config.shards.resolve().name,
+        "split": config.split,
+        "synthetic": ready.spec.synthetic,
+        "explanations": len(cases),
+        "with_boxes": len(masks),
+        "box_area": float(np.mean([mask.mean() for mask in masks])) if masks else None,
+        "sanity_images": min(config.sanity, len(cases)),
+        "fractions": np.linspace(0, 1, STEPS + 1).tolist(),
+        "methods": rows,
+    }
+
+
+def _share(hits: list[bool]) -> dict[str, Any] | None:
+    if not hits:
+        return None
+    found = wilson(sum(hits), len(hits))
+    assert found is not None
+    return {"hits": sum(hits), "n": len(hits), **asdict(found)}
+
+
+def table(content: dict[str, Any]) -> str:
+    """The measures by method, as text."""
+    lines = [
+        f"{content['explanations']} explanations, {content['with_boxes']} with boxes",
+        f"{'method':<16}{'pointing':>10}{'IoU':>8}{'deletion':>10}{'insertion':>11}"
+        f"{'other head':>12}{'other net':>11}",
+    ]
+    for row in content["methods"]:
+        pointing = row["pointing"] and row["pointing"]["value"]
+        sanity = row["sanity"] or {}
+        lines.append(
+            f"{row['method']:<16}{_cell(pointing):>10}{_cell(row['iou']):>8}"
+            f"{_cell(row['deletion']):>10}{_cell(row['insertion']):>11}"
+            f"{_cell(sanity.get('output_layer')):>12}{_cell(sanity.get('all_layers')):>11}"
+        )
+    return "\n".join([*lines, *(f"left out: {reason}" for reason in content["omitted"])])
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _picture(content: dict[str, Any]) -> bytes:
+    """Deletion and insertion curves, and bars of pointing game, overlap and sanity check."""
+    rows = content["methods"]
+    figure, (deletion, insertion, bars) = new_figure(12, 3.8, columns=3)
+    for ax, kind, best in ((deletion, "deletion", "low"), (insertion, "insertion", "high")):
+        for i, row in enumerate(rows):
+            name = f"{row['method']} ({row[kind]:.3f})"
+            style = STYLES[i % len(STYLES)]
+            ax.plot(content["fractions"], row[f"{kind}_curve"], style, color=COLOURS[i], label=name)
+        ax.set_xlabel(f"share of the image {'deleted' if kind == 'deletion' else 'inserted'}")
+        ax.set_ylabel("probability of the explained label")
+        ax.set_title(f"{kind} ({best} is good)")
+        ax.legend(fontsize=8)
+    groups = {
+        "pointing": [row["pointing"] and row["pointing"]["value"] for row in rows],
+        "IoU": [row["iou"] for row in rows],
+        "other head": [(row["sanity"] or {}).get("output_layer") for row in rows],
+        "other net": [(row["sanity"] or {}).get("all_layers") for row in rows],
+    }
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        heights = [values[i] if values[i] is not None else np.nan for values in groups.values()]
+        places = np.arange(len(groups)) + (i - (len(rows) - 1) / 2) * width
+        bars.bar(places, heights, width, color=COLOURS[i], label=row["method"])
+    bars.set_xticks(range(len(groups)), list(groups))
+    bars.axhline(0, color="black", linewidth=0.6)
+    bars.set_title("in the boxes (high is good),\nlike other weights' maps (low is good)")
+    return to_png(figure)

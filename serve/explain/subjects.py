@@ -1,0 +1,205 @@
+"""What is to be explained: image files, samples of shards, or chosen rows of a score file.
+
+Every image comes as its encoded bytes; workers decode it (serve/decode.py). Keys come from file
+names as in shards; a DICOM file's name may hold a patient's, so its key is made of its bytes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from serve.predictions import join, read_label_table, read_predictions
+from shards.console import UserError
+from shards.labels import NO, YES
+from shards.manifest import Manifest, check_shards, load_manifest, shard_path
+from shards.reader import read_component, read_index
+from shards.sample import LABELS_EXTENSION, META_EXTENSION, Box, SampleMeta, make_key
+
+MAX_FILE_BYTES = 512 * 2**20
+_CALLED_FROM = 0.5  # as serve score: of labels that do not exclude each other, those from one half
+
+
+@dataclass(frozen=True)
+class Subject:
+    """name: for people (a path, or the key); data: the image's bytes; truth: the labels that hold,
+    None where nobody knows; unknown: labels nobody looked for; boxes: in pixels of the (width,
+    height) original."""
+
+    key: str
+    name: str
+    data: bytes
+    truth: tuple[str, ...] | None = None
+    unknown: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    width: int = 0
+    height: int = 0
+
+    def wrong(self, label: str) -> bool | None:
+        """Whether calling it so is wrong; None where that is not known."""
+        if self.truth is None or label in self.unknown:
+            return None
+        return label not in self.truth
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which rows of a score file: true: a label that holds; predicted: a label that was called;
+    error: the call is wrong."""
+
+    true: str | None = None
+    predicted: str | None = None
+    error: bool = False
+
+
+def parse_where(text: str) -> Where:
+    """`true=COVID-19,predicted=Normal,error` in any order, any part of it. UserError otherwise."""
+    found: dict[str, str] = {}
+    for term in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = term.partition("=")
+        if name not in ("true", "predicted", "error") or (name == "error") == bool(value):
+            raise UserError(
+                f"--where {term!r}: not understood; it takes true=LABEL, predicted=LABEL, error, "
+                "joined by commas"
+            )
+        if name in found:
+            raise UserError(f"--where names {name} twice; take one of them")
+        found[name] = value
+    return Where(found.get("true"), found.get("predicted"), "error" in found)
+
+
+def from_files(paths: Sequence[Path]) -> Iterator[Subject]:
+    """The files, in order. UserError before the first one is read when one is missing or too large,
+    or when two would have the same key."""
+    taken: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"no file {path}; name image files (not folders or archives)")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path} has over {MAX_FILE_BYTES} bytes; that is no radiograph")
+        key = _key_of_file(path)
+        if key in taken:
+            raise UserError(
+                f"{taken[key]} and {path} would be written to the same file; explain them in two "
+                "commands with two --out folders"
+            )
+        taken[key] = path
+    return (Subject(key, str(path), path.read_bytes()) for key, path in taken.items())
+
+
+def _key_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return make_key(path.stem)
+    with path.open("rb") as file:
+        return f"dicom-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+
+def from_shards(folder: Path, split: str, keys: Sequence[str] | None = None) -> Iterator[Subject]:
+    """A split's samples in its order, or those of these keys. UserError when there is no such
+    split, or when the shards do not match their manifest."""
+    manifest = open_split(folder, split)
+    wanted = None if keys is None else set(keys)
+    return _samples(folder, manifest, split, wanted)
+
+
+def open_split(folder: Path, split: str) -> Manifest:
+    """The manifest of a data set that has this split. UserError otherwise."""
+    manifest = load_manifest(folder)
+    if split not in manifest.splits:
+        raise UserError(f"no split {split!r} in {folder}; it has: {', '.join(manifest.splits)}")
+    check_shards(folder, manifest, (split,))
+    return manifest
+
+
+def _samples(
+    folder: Path, manifest: Manifest, split: str, wanted: set[str] | None
+) -> Iterator[Subject]:
+    for shard in manifest.of_split(split):
+        path = shard_path(folder, shard)
+        with path.open("rb") as file:
+            for components in read_index(path):
+                key = components[0].key
+                if wanted is not None and key not in wanted:
+                    continue
+                parts = {c.extension: read_component(file.fileno(), c, path) for c in components}
+                labels = np.frombuffer(parts.pop(LABELS_EXTENSION), np.int8)
+                meta = SampleMeta.from_json(parts.pop(META_EXTENSION))
+                yield Subject(
+                    key=key,
+                    name=key,
+                    data=next(iter(parts.values())),
+                    truth=manifest.vocabulary.decode(labels),
+                    unknown=tuple(n for n, v in zip(manifest.labels, labels) if v not in (YES, NO)),
+                    boxes=meta.boxes,
+                    width=meta.width,
+                    height=meta.height,
+                )
+
+
+def choose_keys(
+    folder: Path, split: str, scores: Path | None, where: Where, limit: int | None
+) -> list[str]:
+    """The keys of a split that --where asks for, at most `limit`, in the order of the scores (or of
+    the shards, without scores). UserError when a label is unknown or nothing is left."""
+    truth = read_label_table(folder, split)
+    if scores is None:
+        if where.predicted is not None or where.error:
+            raise UserError(
+                "--where predicted=... and error need --scores (of python -m serve score)"
+            )
+        keys, names, targets = truth.keys, truth.names, truth.labels
+        chosen = np.ones(len(keys), bool)
+    else:
+        joined = join(read_predictions(scores), truth)
+        keys, names, targets = joined.keys, joined.labels, joined.targets
+        called = _calls(joined.probabilities, joined.exclusive)
+        chosen = ~np.isnan(joined.probabilities).any(axis=1)
+        if where.predicted is not None:
+            chosen &= called[:, _index(names, where.predicted, "predicted")]
+        if where.error:
+            chosen &= _wrong(called, targets, joined.exclusive)
+    if where.true is not None:
+        chosen &= targets[:, _index(names, where.true, "true")] == YES
+    found = [key for key, take in zip(keys, chosen) if take][:limit]
+    if not found:
+        raise UserError(f"no image of split {split!r} is what --where asks for: {where}")
+    return found
+
+
+def _index(names: Sequence[str], label: str, term: str) -> int:
+    if label not in names:
+        raise UserError(f"--where {term}={label}: no such label; there are: {', '.join(names)}")
+    return list(names).index(label)
+
+
+def _calls(probabilities: np.ndarray, exclusive: bool) -> np.ndarray:
+    """(N, L) -> (N, L) bool: which labels are called."""
+    if not exclusive or probabilities.shape[1] == 1:
+        return probabilities >= _CALLED_FROM
+    filled = np.nan_to_num(probabilities, nan=-1.0)
+    return np.arange(filled.shape[1]) == filled.argmax(1)[:, None]
+
+
+def _wrong(called: np.ndarray, targets: np.ndarray, exclusive: bool) -> np.ndarray:
+    """(N,) bool: a called label is known not to hold, or one that holds was not called (where they
+    exclude each other the second follows from the first)."""
+    wrong = (called & (targets == NO)).any(axis=1)
+    return wrong if exclusive else wrong | (~called & (targets == YES)).any(axis=1)
+
+
+def boxed_keys(folder: Path, split: str, labels: Sequence[str]) -> list[str]:
+    """The samples with a box of one of the labels, in order; reads no image."""
+    manifest = open_split(folder, split)
+    found = []
+    for shard in manifest.of_split(split):
+        path = shard_path(folder, shard)
+        with path.open("rb") as file:
+            for components in read_index(path):
+                meta = next(c for c in components if c.extension == META_EXTENSION)
+                boxes = SampleMeta.from_json(read_component(file.fileno(), meta, path)).boxes
+                if any(box.label in labels for box in boxes):
+                    found.append(components[0].key)
+    return found

@@ -1,0 +1,240 @@
+"""All numbers of metrics.json, computed from scores and labels that are brought together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.bootstrap import CLASS_METRICS, Bootstrap, bootstrap
+from serve.calibration import Calibration, calibrate
+from serve.compare import Comparison, compare
+from serve.confusion import confusion_matrix, count
+from serve.curves import (
+    Histograms,
+    LabelThresholds,
+    Operating,
+    RankCurve,
+    histograms,
+    operating,
+    rank_curves,
+    threshold_tables,
+)
+from serve.intervals import Estimate, auroc, average_precision, wilson
+from serve.judged import CALL_FROM, Judged, judge
+from serve.predictions import Joined
+from serve.subgroups import Subgroups, patients, subgroups
+from shards.console import UserError
+from shards.labels import UNKNOWN
+
+FORMAT_VERSION = 2  # 2: bootstrap, curves, thresholds, calibration, subgroups, against
+_NAMED = 3  # of what is left out, so many are named in a sentence; left_out.csv names all
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One label against the rest. None: it cannot be computed, and `omitted` says why."""
+
+    label: str
+    positives: int
+    negatives: int
+    unknown: int
+    accuracy: Estimate | None
+    recall: Estimate | None
+    specificity: Estimate | None
+    precision: Estimate | None
+    f1: float | None
+    auroc: Estimate | None
+    average_precision: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What metrics.json holds. images = evaluated + errors + unlabelled.
+
+    errors: images that could not be scored; unlabelled: without any known truth. Both are in no
+    number. confusion: rows are truth, columns calls. mean: over the classes that have the number.
+    call_from: None where the call is the class of the largest probability. Intervals of accuracy
+    and classes: Wilson's, and DeLong's for auroc; `bootstrap` has those that know of patients.
+    """
+
+    labels: tuple[str, ...]
+    exclusive: bool
+    split: str | None
+    synthetic: bool
+    images: int
+    evaluated: int
+    errors: int
+    unlabelled: int
+    patients: int | None
+    call_from: float | None
+    accuracy: Estimate | None
+    confusion: list[list[int]] | None
+    classes: tuple[ClassMetrics, ...]
+    mean: dict[str, float | None]
+    omitted: tuple[str, ...]
+    bootstrap: Bootstrap | None
+    against: Comparison | None
+    subgroups: tuple[Subgroups, ...]
+    calibration: Calibration
+    thresholds: tuple[LabelThresholds, ...]
+    histograms: Histograms
+    operating: Operating
+    curves: tuple[RankCurve, ...]
+    format_version: int = FORMAT_VERSION
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """thresholds: for sensitivity and specificity; replicates: of the bootstrap, 0: none."""
+
+    thresholds: tuple[float, ...] = tuple(i / 10 for i in range(1, 10))
+    replicates: int = 1000
+    seed: int = 0
+
+
+def measure(
+    joined: Joined,
+    split: str | None = None,
+    *,
+    config: MeasureConfig | None = None,
+    validation: Joined | None = None,
+    against: tuple[str, Joined] | None = None,
+) -> Evaluation:
+    """All numbers of metrics.json. UserError when scores and labels cannot be judged.
+
+    validation: scores and labels that the temperature is fitted on; against: the name of another
+    model's scores, and these with the same labels.
+    """
+    config = config or MeasureConfig()
+    judged = judge(joined)
+    classes = [_measure_class(judged, i) for i in range(len(judged.labels))]
+    compared = None if against is None else compare(judged, judge(against[1]), against[0])
+    calibration = calibrate(judged, None if validation is None else _validation(validation, joined))
+    matrix = correct = None
+    if judged.exclusive:
+        matrix = confusion_matrix(
+            judged.truth.argmax(1), judged.called.argmax(1), len(judged.labels)
+        )
+        correct = wilson(int(np.trace(matrix)), int(matrix.sum()))
+    omitted = [*_missing_images(joined, judged), *_missing_numbers(classes)]
+    if validation is not None and calibration.temperature is None:
+        omitted.append("no temperature: the validation scores do not tell one")
+    omitted += (
+        [f"against {compared.other}: {line}" for line in compared.omitted] if compared else []
+    )
+    return Evaluation(
+        labels=joined.labels,
+        exclusive=joined.exclusive,
+        split=split,
+        synthetic=joined.synthetic,
+        images=len(joined.keys),
+        evaluated=len(judged.keys),
+        errors=judged.errors,
+        unlabelled=judged.unlabelled,
+        patients=patients(judged),
+        call_from=None if judged.exclusive else CALL_FROM,
+        accuracy=correct,
+        confusion=None if matrix is None else matrix.tolist(),
+        classes=tuple(classes),
+        mean={name: _mean(classes, name) for name in CLASS_METRICS},
+        omitted=tuple(omitted),
+        bootstrap=bootstrap(judged, config.replicates, config.seed) if config.replicates else None,
+        against=compared,
+        subgroups=subgroups(judged, config.replicates // 5, config.seed),
+        calibration=calibration,
+        thresholds=threshold_tables(judged, config.thresholds),
+        histograms=histograms(judged),
+        operating=operating(judged),
+        curves=rank_curves(judged),
+    )
+
+
+def _measure_class(judged: Judged, column: int) -> ClassMetrics:
+    positive, scores, called = judged.known(column)
+    counts = count(positive, called)
+    return ClassMetrics(
+        label=judged.labels[column],
+        positives=int(positive.sum()),
+        negatives=int((~positive).sum()),
+        unknown=int((judged.truth[:, column] == UNKNOWN).sum()),
+        accuracy=wilson(int((called == positive).sum()), len(positive)),
+        recall=counts.recall,
+        specificity=counts.specificity,
+        precision=counts.precision,
+        f1=counts.f1,
+        auroc=auroc(scores, positive),
+        average_precision=average_precision(scores, positive),
+    )
+
+
+def _mean(classes: Sequence[ClassMetrics], name: str) -> float | None:
+    found = [getattr(one, name) for one in classes]
+    values = [v.value if isinstance(v, Estimate) else v for v in found if v is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _validation(validation: Joined, evaluated: Joined) -> Judged:
+    """UserError when a temperature fitted on them would say nothing of the evaluated images."""
+    both = sorted(set(validation.keys) & set(evaluated.keys))
+    if both:
+        raise UserError(
+            f"--calibration: {len(both)} of its images are evaluated too, such as {both[0]!r}; a "
+            "temperature is fitted on other images: give the scores of the validation split"
+        )
+    if validation.labels != evaluated.labels:
+        raise UserError(
+            f"--calibration has the labels {', '.join(validation.labels)}; the scores have "
+            f"{', '.join(evaluated.labels)}: give scores of the same model"
+        )
+    return judge(validation)
+
+
+def _missing_images(joined: Joined, judged: Judged) -> list[str]:
+    """One sentence for each kind of image or label that is in no number."""
+    out = []
+    for kind, keys in left_out(joined, judged).items():
+        named = ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
+        out += [f"{len(keys)} {kind}: {named}"] if keys else []
+    if joined.labels_without_truth:
+        out.append(f"scored, but without truth: {', '.join(joined.labels_without_truth)}")
+    if joined.labels_without_scores:
+        out.append(f"labels without scores: {', '.join(joined.labels_without_scores)}")
+    return out + [f"the rest of a damaged archive, {one}" for one in joined.damaged]
+
+
+def left_out(joined: Joined, judged: Judged) -> dict[str, list[str]]:
+    """Kind -> keys of the images that are in no number."""
+    failed = np.isnan(joined.probabilities).any(axis=1)
+    silent = ~failed
+    silent[judged.rows] = False
+    return {
+        "images could not be scored": [joined.keys[i] for i in np.flatnonzero(failed)],
+        "images have no known label": [joined.keys[i] for i in np.flatnonzero(silent)],
+        "scored images are not among the labels": list(joined.unmatched_predictions),
+        "images with labels have no score": list(joined.unmatched_labels),
+    }
+
+
+def _missing_numbers(classes: Sequence[ClassMetrics]) -> list[str]:
+    """One sentence for each number that a class does not have."""
+    out = []
+    for one in classes:
+        if not one.positives and not one.negatives:
+            out.append(f"{one.label}: no number, its truth is known of no image")
+        elif not one.positives or not one.negatives:
+            kind = "without" if not one.positives else "with"
+            out.append(f"{one.label}: no AUROC or average precision, every image is {kind} it")
+        elif one.auroc is not None and one.auroc.low is None:
+            out.append(
+                f"{one.label}: no interval of the AUROC, DeLong's variance is zero or unknown"
+            )
+        if one.precision is None and one.positives + one.negatives:
+            out.append(f"{one.label}: no precision, no image was called it")
+        if one.unknown:
+            out.append(f"{one.label}: {one.unknown} images with unknown truth")
+    for name in CLASS_METRICS:
+        absent = [one.label for one in classes if getattr(one, name) is None]
+        if absent:
+            out.append(f"mean {name.replace('_', ' ')}: without {', '.join(absent)}")
+    return out

@@ -1,0 +1,101 @@
+"""The report's HTML from what `serve.report_run` read: templates, one style sheet, one script.
+
+The page forbids itself everything but what stands in it: its policy names the SHA-256 of the style
+sheet and of the script, so that no other can run, and allows pictures from data: alone.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from serve.report_charts import embed
+
+FOLDER = Path(__file__).parent
+SCRIPTS = ("base", "chart", "curves", "threshold", "gallery", "features")
+_LEVELS = 10  # shades of the confusion matrix's cells
+
+
+def render(page: dict[str, Any]) -> str:
+    """The page's HTML; `page` has the keys that serve.report gives it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "number": number,
+        "signed": signed,
+        "level": level,
+        "png": lambda data: data_uri(data, "image/png"),
+        "webp": lambda data: data_uri(data, "image/webp"),
+    }
+    style = (FOLDER / "report.css").read_text(encoding="utf-8")
+    parts = [(FOLDER / f"report_{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    script = '(() => {\n"use strict";\n' + "\n".join(parts) + "\n})();\n"
+    own = {
+        "style": Markup(style),
+        "script": Markup(script),
+        "data": Markup(embed([run["charts"] for run in page["runs"]])),
+        "policy": policy(style, script),
+    }
+    return environment.get_template("report.html.j2").render(page | own)
+
+
+def policy(style: str, script: str) -> str:
+    """The Content-Security-Policy of a page with these and nothing else."""
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    ]
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; "
+        f"script-src 'sha256-{hashes[1]}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def percent(value: float | None) -> str:
+    """A share as `99.4 %`; a dash for None."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(estimate: dict[str, Any] | None, scale: str = "percent") -> str:
+    """An estimate of metrics.json with its interval: `99.4 % (96.9 to 99.9)`."""
+    if estimate is None:
+        return "–"
+    factor, digits, unit = (100, 1, " %") if scale == "percent" else (1, 3, "")
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    text = f"{value * factor:.{digits}f}{unit}"
+    if low is None or high is None:
+        return text
+    return f"{text} ({low * factor:.{digits}f} to {high * factor:.{digits}f})"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with thousands set apart; a dash for None."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def signed(estimate: dict[str, Any]) -> str:
+    """A difference with its sign and interval: `+0.026 (+0.010 to +0.041)`."""
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if low is None or high is None:
+        return f"{value:+.3f}"
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def level(count: int, total: int) -> int:
+    """The shade of a confusion matrix's cell, 0 to 10, by its share of the row."""
+    return round(_LEVELS * count / total) if total else 0
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """Bytes as a data URI: base64 has no character that HTML reads as its own."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,107 @@
+"""What a request names -> archives: files, folders, globs, lists (@FILE) and URLs, mixed."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from serve.archives import Archive, Kind, is_archive_name, kind_of, place_of, walk_files
+from serve.entries import is_input
+from shards.console import UserError
+from shards.remote import is_remote, path_of
+
+LIST_SIGN = "@"
+_MAGIC = re.compile(r"[*?[]")
+_MAX_LIST_BYTES = 256 << 20
+
+
+def find_archives(paths: Sequence[Path]) -> list[Archive]:
+    """The archives of a request. Those that lie in a folder are opened too, as archives of their
+    own; images that one list or glob names are one archive. UserError when a path is missing, holds
+    nothing, or is named twice."""
+    archives = [archive for path in paths for archive in _archives_of(path)]
+    counts: Counter[str] = Counter()
+    for archive in archives:
+        counts.update(map(place_of, archive.files or (archive.path,)))
+    twice = [place for place, count in counts.items() if count > 1]
+    if twice:
+        shown = ", ".join(twice[:3]) + (f" and {len(twice) - 3} more" if len(twice) > 3 else "")
+        raise UserError(f"named more than once: {shown}; name each archive once")
+    if not archives:
+        raise UserError("no archive named; name tar, tar.gz or zip files, folders or images")
+    return archives
+
+
+def _archives_of(argument: Path) -> list[Archive]:
+    text = str(argument)
+    if not is_remote(argument) and text.startswith(LIST_SIGN) and not argument.exists():
+        paths = [found for line in _lines(Path(text[1:])) for found in _matches(path_of(line))]
+        if not paths:
+            raise UserError(f"the list {text[1:]} names nothing; one path or URL per line")
+    else:
+        paths = _matches(argument)
+    found = [archive for path in paths for archive in _archives_at(path)]
+    images = tuple(archive.path for archive in found if archive.kind == "files")
+    rest = [archive for archive in found if archive.kind != "files"]
+    return [*rest, Archive(argument, "files", images)] if images else rest
+
+
+def _lines(path: Path) -> list[str]:
+    """The paths in a list; # begins a comment line."""
+    if not path.is_file():
+        raise UserError(f"no list {path}; {LIST_SIGN}FILE names a text file with one path per line")
+    if path.stat().st_size > _MAX_LIST_BYTES:
+        raise UserError(f"the list {path} has over {_MAX_LIST_BYTES} bytes; divide it")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"the list {path} is not UTF-8 text; one path or URL per line") from None
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _matches(path: Path) -> list[Path]:
+    """The path itself; of a glob (* ? [a-z] **), what it matches, sorted."""
+    if is_remote(path):
+        return _remote_matches(path) if _MAGIC.search(path.path) else [cast(Path, path)]
+    if path.exists() or not _MAGIC.search(str(path)):
+        return [path]
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise UserError(f"nothing matches {path}; put a glob in quotation marks")
+    return found
+
+
+def _remote_matches(path: Any) -> list[Path]:
+    base, pattern = path, ""
+    while _MAGIC.search(base.path):
+        base, pattern = base.parent, f"{base.name}/{pattern}".rstrip("/")
+    found = sorted(base.glob(pattern))
+    if not found:
+        raise UserError(f"nothing matches {path}; allowed behind a URL: * and ? within a name")
+    return cast(list[Path], found)
+
+
+def _archives_at(path: Path) -> list[Archive]:
+    if not path.exists():
+        raise UserError(f"no archive at {path}; name a tar, tar.gz, zip, a folder or an image")
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{path} is no regular file; name a tar, tar.gz, zip or an image")
+        return [_of_file(path)]
+    files = [file for file, is_link in walk_files(path) if not is_link]
+    found = [_of_file(file) for file in files if is_archive_name(file.name)]
+    plain = (file for file in files if not is_archive_name(file.name))
+    if any(is_input(file.relative_to(path).as_posix()) for file in plain):
+        found.append(Archive(path, "folder"))
+    if not found:
+        raise UserError(f"no image and no archive in the folder {path} ({len(files)} files)")
+    return found
+
+
+def _of_file(path: Path) -> Archive:
+    with path.open("rb") as file:
+        kind: Kind | None = kind_of(file.read(512), path.name)
+    return Archive(path, "files", (path,)) if kind is None else Archive(path, kind)

@@ -1,0 +1,143 @@
+"""Scoring on the machines of a Ray cluster: they decode and score, this process reads and commits.
+
+A chunk is one batch. Ray tries those again whose worker or machine died, so the rows are those of
+an undisturbed run. No machine needs to see the archives or the folder of the scores.
+"""
+
+import tempfile
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serve.decode import DecodePool, Task
+from serve.network import Network
+from serve.score_run import Scored, Share, Tag, Unit, Work, take_in
+from shards.console import UserError
+from shards.ray_cluster import (
+    IN_FLIGHT_BYTES,
+    NOT_INSTALLED,
+    PER_CPU,
+    TRIES,
+    connect,
+    prepare,
+    refuse,
+    wait_for,
+)
+
+if TYPE_CHECKING:
+    from serve.score import ScoreConfig
+
+_PACKAGES = ("onnxruntime", "numpy", "imagecodecs", "kornia-rs", "opencv-python-headless")
+
+
+def run_on_ray(work: Work, network: Network, config: "ScoreConfig", workers: int) -> None:
+    """Join the cluster, or start one of `workers` CPUs here, and score what is left. UserError when
+    there is no Ray or no such cluster."""
+    ray = _import_ray(config.ray_address)
+    own = not ray.is_initialized()
+    if own:
+        connect(ray, workers, config.ray_address)
+    try:
+        gpu = config.provider in ("cuda", "tensorrt")
+        remote = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=TRIES - 1)(score_chunk)
+        model = ray.put(config.model.read_bytes())
+        asked = replace(config, archives=(), threads=1, engine="local", ray_address=None)
+        arguments = (uuid.uuid4().hex, [model], asked, versions())
+        found = _in_order(ray, remote, arguments, work.tasks(Share(), most=config.batch))
+        take_in(work, Unit(network), found)
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _import_ray(address: str | None) -> Any:
+    """The module ray. UserError when it is not installed, or for another kind of address."""
+    prepare(address)
+    try:
+        import ray
+    except ImportError:
+        raise UserError(NOT_INSTALLED) from None
+    return ray
+
+
+def _in_order(
+    ray: Any, remote: Any, arguments: tuple[Any, ...], tasks: Iterable[Task[Tag]]
+) -> Iterator[tuple[Tag, Scored]]:
+    under_way: deque[tuple[Task[Tag], Any, int]] = deque()
+    held = 0
+    for task in tasks:
+        size = sum(map(len, task.images))
+        under_way.append((task, remote.remote(*arguments, task.images), size))
+        held += size
+        most = PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 0)))
+        while len(under_way) >= most or held > IN_FLIGHT_BYTES:
+            held -= under_way[0][2]
+            yield _collect(ray, *under_way.popleft())
+    while under_way:
+        yield _collect(ray, *under_way.popleft())
+
+
+def _collect(ray: Any, task: Task[Tag], ref: Any, _: int) -> tuple[Tag, Scored]:
+    wait_for(ray, ref)
+    try:
+        return task.tag, ray.get(ref)
+    except ray.exceptions.RayError as error:
+        refuse(error)
+
+
+_open: dict[str, tuple[DecodePool, Network]] = {}  # of this worker process: of its last run
+
+
+def score_chunk(
+    run: str, model: list[Any], config: "ScoreConfig", wanted: dict[str, str], images: list[bytes]
+) -> Scored:
+    """In a Ray worker: decode in a process of its own, and score. model: [reference to its bytes],
+    so that only a worker's first task fetches it."""
+    if run not in _open:
+        _check_versions(versions(), wanted)
+        for pool, _ in _open.values():
+            pool.__exit__(None, None, None)
+        _open.clear()
+        network = _network(model[0], config)
+        info = network.info
+        _open[run] = DecodePool(1, info.shorter_side, info.size), network
+    pool, network = _open[run]
+    ((_, found),) = pool.run([Task(None, images)])
+    sound = [image for image, error in zip(found.images, found.errors) if error is None]
+    none = np.zeros((0, len(network.info.labels)), np.float32)
+    return Scored(found.errors, network.score(sound) if sound else none)
+
+
+def _network(model: Any, config: "ScoreConfig") -> Network:
+    import ray
+
+    from serve.score import open_network
+
+    with tempfile.TemporaryDirectory(prefix="cxrstack-") as folder:
+        path = Path(folder, config.model.name)
+        path.write_bytes(ray.get(model))
+        return open_network(replace(config, model=path))
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide the scores."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            continue  # onnxruntime-gpu holds the same module
+    return found
+
+
+def _check_versions(here: dict[str, str], wanted: dict[str, str]) -> None:
+    names = sorted(n for n in here.keys() | wanted.keys() if here.get(n) != wanted.get(n))
+    if names:
+        differ = ", ".join(f"{n} {here.get(n)} (asked by {wanted.get(n)})" for n in names)
+        raise UserError(f"a machine of the Ray cluster has other versions: {differ}; make setup")

@@ -1,0 +1,60 @@
+"""Images of a data set's split as the network takes them, in batches: for parity, calibration and
+thresholds. Needs no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.codec import decode_grey
+from shards.console import UserError
+from shards.manifest import Manifest
+from shards.preprocess import resize
+from shards.reader import read_split
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """folder: of the data set's shards; size: S of the network's input."""
+
+    folder: Path
+    manifest: Manifest
+    size: int
+
+    def batches(
+        self, split: str, at_most: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(n, 1, S, S) uint8 and (n, L) int8, n at most BATCH. `at_most` images are taken evenly
+        over the split, which may be sorted by class. UserError when the split is not there."""
+        self.manifest.of_split(split)
+        wanted = spread(self.manifest.splits[split].samples, at_most)
+        images: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        for position, sample in enumerate(read_split(self.folder, self.manifest, split)):
+            if position not in wanted:
+                continue
+            images.append(resize(decode_grey(sample.image), self.size)[None])
+            labels.append(sample.labels)
+            if len(images) == BATCH:
+                yield np.stack(images), np.stack(labels)
+                images, labels = [], []
+        if images:
+            yield np.stack(images), np.stack(labels)
+
+    def count(self, split: str, at_most: int | None = None) -> int:
+        """How many images `batches` gives. UserError when it is none."""
+        self.manifest.of_split(split)
+        found = len(spread(self.manifest.splits[split].samples, at_most))
+        if not found:
+            raise UserError(f"{self.folder} has no {split} images; the export needs some")
+        return found
+
+
+def spread(total: int, at_most: int | None) -> set[int]:
+    """Positions below total: all, or `at_most` of them at even distances."""
+    if at_most is None or at_most >= total:
+        return set(range(total))
+    return {position * total // at_most for position in range(at_most)}
