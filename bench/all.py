@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from shards.console import RunFailed, UserError
 from shards.writer import write_atomic
 
-QUESTIONS = ("ingest", "input", "train", "score")
+QUESTIONS = ("ingest", "input", "warp", "train", "score", "explain")
 
 
 @dataclass(frozen=True)
 class AllBench:
-    """The four questions with their default settings; writes results.json, table.md, plot.png."""
+    """All questions with their default settings; writes results.json, table.md, plot.png."""
 
     out: Path
     """Folder for the results."""

@@ -37,6 +37,7 @@ _QUICK = {
     "repeats": 3,
     "workers": 1,  # OpenMP's threads wait for each other for seconds on a busy machine
     "size": 32,
+    "times": 2,
     "batch": 4,
 }
 _AT_LEAST = {
@@ -46,6 +47,7 @@ _AT_LEAST = {
     "repeats": 1,
     "workers": 1,
     "size": 32,
+    "times": 1,
     "batch": 2,
 }
 _AnyConfig = TypeVar("_AnyConfig", bound=BenchConfig)

@@ -5,20 +5,22 @@ They are copied into a work folder under numbers, so that each side reads the sa
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from bench.config import BenchConfig
+from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Encoded, encode_image
 from ingest.engines import Job, LocalEngine
 from ingest.files import archive_images, folder_image, is_image_name
 from ingest.radiograph import draw
-from ingest.record import Record, SourceImage
-from ingest.run import IngestConfig, ingest
+from ingest.record import Missing, Record, Source, SourceImage
+from ingest.run import ingest
 from ingest.split import SplitConfig
 from ingest.synthetic import CLASSES
 from shards.codec import Encoding, decode_grey, encode, read_header
@@ -47,8 +49,28 @@ class RawImages:
         return f"{len(self)} {kind}" + (" and other sizes" if others else "")
 
 
-def raw_images(config: BenchConfig, folder: Path) -> RawImages:
-    """At most `config.number` images in `folder`. UserError when `config.images` has too few."""
+def raw_images(config: BenchConfig, folder: Path, times: int = 1) -> RawImages:
+    """At most `config.number` images in `folder`, and `times - 1` turned or mirrored PNG copies of
+    each. UserError when `config.images` has too few."""
+    raw = _raw_images(config, folder)
+    paths = [_turned(path, number) for path in raw.paths for number in range(times)]
+    return replace(raw, paths=tuple(paths))
+
+
+def _turned(path: Path, number: int) -> Path:
+    """Copy `number` (0: the image itself; to 7) of the eight that turns and a mirror give."""
+    if number == 0:
+        return path
+    grey = decode_grey(path.read_bytes())
+    image = np.rot90(grey, number % 4)
+    image = image[:, ::-1] if number >= 4 else image
+    copy = path.with_name(f"{path.stem}-{number}.png")
+    # Level 6: libpng's default, as the NIH's files have it, so that they take as long to decode.
+    Image.fromarray(np.ascontiguousarray(image)).save(copy, compress_level=6)
+    return copy
+
+
+def _raw_images(config: BenchConfig, folder: Path) -> RawImages:
     folder.mkdir(parents=True)
     if config.images is None:
         return RawImages(tuple(_draw_all(config, folder)), synthetic=True)
@@ -99,7 +121,7 @@ def _source_images(folder: Path) -> Iterator[SourceImage]:
             yield folder_image(path, path.name)
 
 
-class RawSource:
+class RawSource(Source):
     """The work folder as a Source for the ingest: everything is training data, class Normal."""
 
     name = "bench"
@@ -115,20 +137,28 @@ class RawSource:
     def inventory(self) -> list[tuple[str, int]]:
         return [(path.name, path.stat().st_size) for path in self.raw.paths]
 
-    def surely_missing(self, records: Sequence[Record]) -> str | None:
+    def surely_missing(self, records: Sequence[Record]) -> Missing | None:
         return None
 
     def images(self) -> Iterator[SourceImage]:
         return (folder_image(path, path.name) for path in self.raw.paths)
 
 
-def ingest_raw(raw: RawImages, out: Path, encoding: Encoding, config: BenchConfig) -> Path:
+def ingest_raw(
+    raw: RawImages,
+    out: Path,
+    encoding: Encoding,
+    config: BenchConfig,
+    workers: int | None = None,
+    shard_mb: int = 256,
+) -> Path:
     """Our ingest of all images into `out`; returns the data set's folder."""
     settings = IngestConfig(
         out,
         format=encoding,
-        shorter_side=config.shorter_side,
-        workers=config.workers,
+        shorter_side=None if encoding == "keep" else config.shorter_side,
+        workers=workers or config.workers,
+        shard_mb=shard_mb,
         progress=False,
     )
     manifest = ingest(RawSource(raw), settings)

@@ -1,7 +1,9 @@
 """Images -> the network's input: the first epoch and the later ones. Run: python -m bench input"""
 
+import multiprocessing
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -10,27 +12,32 @@ import numpy as np
 import torch
 
 from bench.config import BenchConfig, settle
-from bench.images import ingest_raw, raw_images
+from bench.images import RawImages, ingest_raw, raw_images
+from bench.loaders import Loader, jpeg_loaders, raw_loaders
 from bench.machine import synchronise
-from bench.peers import TorchvisionLoader, kornia_copies
+from bench.peers import img2dataset_shards, kornia_copies
 from bench.result import Rates, Result, Side, interleave, rounded
 from shards.manifest import load_manifest
-from train.augment import EIGHT, Expansion
-from train.batch import Expander, micro_batches
+from train.augment import EIGHT, NONE, Expansion
+from train.batch import micro_batches
 from train.dist import choose_device
-from train.store import InputConfig, Store, load_store
+from train.expand import Expander
+from train.load import load_store
+from train.store import InputConfig, Store
 
 MICRO_BATCH = 64
 
 
 @dataclass(frozen=True)
 class InputBench(BenchConfig):
-    """How fast images become normalised batches: in the first epoch from shards, beside
-    torchvision's DataLoader on the raw files; in later ones from memory with 8 augmented copies of
-    each, beside Kornia."""
+    """How fast images become normalised batches: in the first epoch from shards, beside the
+    loaders of torchvision and torchxrayvision on the raw files, and of webdataset and MosaicML
+    Streaming on JPEG; in later ones from memory with 8 augmented copies of each, beside Kornia."""
 
     size: int = 224
     """Side of the network's input in pixels."""
+    times: int = 4
+    """Each image goes in so many times: as it is, turned and mirrored (at most 8)."""
 
 
 def measure(config: InputBench) -> Result:
@@ -39,19 +46,20 @@ def measure(config: InputBench) -> Result:
     device = choose_device("auto", 0)
     torch.set_num_threads(config.workers)
     with tempfile.TemporaryDirectory(prefix="cxrstack-bench-") as work:
-        raw = raw_images(config, Path(work, "raw"))
-        loader = TorchvisionLoader(raw.paths, config.size, config.workers)
-        folder = ingest_raw(raw, Path(work, "shards"), "htj2k", config)
-
-        def peer() -> int:
-            images = sum(len(batch) for batch in loader.epoch(device))
-            synchronise(device)
-            return images
-
+        raw = raw_images(config, Path(work, "raw"), config.times)
+        peers = raw_loaders(raw.paths, Path(work), config.size, config.workers)
+        peers |= jpeg_loaders(
+            _jpeg_tars(raw, work, config), Path(work), config.size, config.workers
+        )
+        # Several shards, as every real set has: the next one is checked while one is decoded.
+        folder = ingest_raw(raw, Path(work, "shards"), "htj2k", config, shard_mb=8)
+        jpegs = ingest_raw(raw, Path(work, "jpeg"), "jpeg", config, shard_mb=8)
         sides: dict[str, Side] = {"ours": _first_epoch(folder, config, device, "torch")}
-        sides |= {"peer": peer}
+        sides |= {name: partial(_peer_epoch, loader, device) for name, loader in peers.items()}
+        sides["ours, from JPEG"] = _first_epoch(jpegs, config, device, "torch")
         if _has_dali():
-            sides["dali"] = _first_epoch(folder, config, device, "dali")
+            sides["DALI, from the same shards"] = _first_epoch(folder, config, device, "dali")
+            sides["DALI, from JPEG shards"] = _first_epoch(jpegs, config, device, "dali")
         first = interleave("input, first epoch", sides, config.repeats)
         store = _load(folder, config, device, "torch")
         later = interleave("input, later epochs", _later_epochs(store, config), config.repeats)
@@ -59,26 +67,42 @@ def measure(config: InputBench) -> Result:
             f"{raw} -> normalised float batches of {config.size} x {config.size}, first epoch; "
             f"ours from HTJ2K shards of shorter side {config.shorter_side} by torch's threads, the "
             f"peer from the raw files; --workers {config.workers}; the start of threads and "
-            "processes is included in ours only"
+            "processes is included in ours only; "
+            f"{config.times - 1} of {config.times} images are turned or mirrored copies"
         )
     return Result(
         name="input",
         what=what,
         peer_name="torchvision: DataLoader, Pillow RGB, Resize, ToTensor, Normalize",
-        ours=first["ours"],
-        peer=first["peer"],
+        ours=first.pop("ours"),
+        peer=first.pop("torchvision"),
         images=len(raw),
         synthetic=raw.synthetic,
         quick=config.quick,
-        extra=_further(first.get("dali"), later),
+        others=first,
+        extra=_further(later),
     )
 
 
-def _further(dali: Rates | None, later: dict[str, Rates]) -> dict[str, Any]:
-    """DALI's first epoch, and the later epochs in copies per second."""
+def _jpeg_tars(raw: RawImages, work: str, config: InputBench) -> list[Path]:
+    """The raw images as JPEG in a tar per worker, for the peers: none shares a tar."""
+    (out := Path(work, "tars")).mkdir()
+    context = multiprocessing.get_context("forkserver")
+    side, workers = config.shorter_side, config.workers
+    img2dataset_shards(raw.paths, out, "OpenCV to JPEG", side, workers, context)
+    return sorted(out.glob("*.tar"))
+
+
+def _peer_epoch(loader: Loader, device: torch.device) -> int:
+    images = sum(len(batch) for batch in loader.epoch(device))
+    synchronise(device)
+    return images
+
+
+def _further(later: dict[str, Rates]) -> dict[str, Any]:
+    """The later epochs in copies per second."""
     resident, kornia = later["resident"], later["kornia"]
     return {
-        "dali_img_s": round(dali.median, 3) if dali else None,
         "resident_img_s": round(resident.median, 3),
         "resident_spread": rounded(resident.spread),
         "kornia_img_s": round(kornia.median, 3),
@@ -140,7 +164,7 @@ def _later_epochs(store: Store, config: InputBench) -> dict[str, Side]:
 
 def _epoch(store: Store, config: InputBench, epoch: int, expansions: dict[int, Expansion]) -> int:
     """Every copy of every image as a normalised float batch, as a training step takes them."""
-    expander = Expander(expansions, 0.0, seed=0, size=config.size)
+    expander = Expander(expansions, NONE, seed=0, size=config.size)
     copies = expander.mixed_copies(store, np.arange(len(store)), epoch)
     images = sum(len(batch.images) for batch in micro_batches(store, copies, MICRO_BATCH))
     synchronise(store.images.device)

@@ -4,10 +4,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 _PACKAGES = (
     "torch",
@@ -73,6 +75,26 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def matmul_flop_s(device: torch.device, dtype: torch.dtype) -> float:
+    """What the device computes at most, measured: a large matrix product, the best of five."""
+    side = 2048 if device.type == "cpu" else 8192
+    one = torch.randn(side, side, device=device).to(dtype)
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        one @ one
+        synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds[1:])
+
+
+def forward_flops(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Of one forward pass, as torch counts them; a training step has three times as many."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(images)
+    return int(counter.get_total_flops())
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """The peers, written as their users write them."""
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing.context import BaseContext
@@ -12,107 +13,75 @@ import kornia.geometry.transform as kornia_transform
 import numpy as np
 import torch
 import webdataset
+from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.datasets.folder import default_loader
 
 from shards.console import RunFailed
 from shards.preprocess import MEAN, STD
 from train.augment import EIGHT
 
-# Ours -> what OpenCV writes beside it, at the same quality: it has no HTJ2K.
-OPENCV_ENCODINGS: dict[str, tuple[str, list[int]]] = {
-    "jpeg": ("jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]),
-    "htj2k": ("png", [cv2.IMWRITE_PNG_COMPRESSION, 1]),
+_OPENCV_OPTIONS = {
+    "jpg": [cv2.IMWRITE_JPEG_QUALITY, 95],
+    "png": [cv2.IMWRITE_PNG_COMPRESSION, 1],
 }
 
 
 def img2dataset_shards(
     paths: Sequence[Path],
     out: Path,
-    encoding: str,
+    encoder: str,
     shorter_side: int,
     workers: int,
     context: BaseContext,
 ) -> int:
-    """As img2dataset does it: each process decodes and resizes with OpenCV and writes a tar of its
-    own with webdataset. Returns the number of images."""
-    write = partial(_write_shard, out, encoding, shorter_side)
+    """As img2dataset does it: each process decodes and resizes with OpenCV (or with Pillow) and
+    writes a tar of its own with webdataset. encoder: one of ENCODERS. Returns the number."""
+    write = partial(_write_shard, out, encoder, shorter_side)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         shares = [paths[worker::workers] for worker in range(workers)]
         return sum(pool.map(write, range(workers), shares))
 
 
 def _write_shard(
-    out: Path, encoding: str, shorter_side: int, worker: int, paths: Sequence[Path]
+    out: Path, encoder: str, shorter_side: int, worker: int, paths: Sequence[Path]
 ) -> int:
     cv2.setNumThreads(1)  # img2dataset does the same: the processes are the parallelism
-    extension, options = OPENCV_ENCODINGS[encoding]
     pattern = str(out / f"{worker:03d}-").replace("%", "%%") + "%06d.tar"
     with webdataset.ShardWriter(pattern, verbose=0) as writer:
         for path in paths:
-            data = np.frombuffer(path.read_bytes(), np.uint8)
-            image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
-            if image is None:
-                raise RunFailed(f"OpenCV does not decode {path.name}")
-            small = _resize_shorter(image, shorter_side)
-            encoded = cv2.imencode(f".{extension}", small, options)[1].tobytes()
-            meta = {"key": path.stem, "original_width": image.shape[1]}
+            extension, encoded = ENCODERS[encoder](path.read_bytes(), shorter_side)
+            meta = {"key": path.stem, "shorter_side": shorter_side}
             writer.write({"__key__": path.stem, extension: encoded, "json": meta})
     return len(paths)
 
 
-def _resize_shorter(image: np.ndarray, shorter_side: int) -> np.ndarray:
-    scale = shorter_side / min(image.shape)
-    if scale >= 1:
-        return image
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+def _opencv(extension: str, data: bytes, shorter_side: int) -> tuple[str, bytes]:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise RunFailed("OpenCV does not decode one of the images")
+    size = _reduced((image.shape[1], image.shape[0]), shorter_side)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return extension, cv2.imencode(f".{extension}", small, _OPENCV_OPTIONS[extension])[1].tobytes()
 
 
-class _ImageFiles(Dataset[Tensor]):
-    """ImageFolder without the folders: Pillow decodes to RGB, then Resize, ToTensor, Normalize."""
-
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
-        self.paths = paths
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize((size, size)),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        tensor: Tensor = self.transform(default_loader(self.paths[index]))
-        return tensor
+def _pillow(data: bytes, shorter_side: int) -> tuple[str, bytes]:
+    image = Image.open(io.BytesIO(data)).convert("L")
+    small = image.resize(_reduced(image.size, shorter_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=95)
+    return "jpg", buffer.getvalue()
 
 
-class TorchvisionLoader:
-    """A DataLoader over the raw files, whose workers live on from epoch to epoch.
+def _reduced(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    scale = min(1.0, shorter_side / min(size))
+    return round(size[0] * scale), round(size[1] * scale)
 
-    Make it before anything starts threads: its workers are forks of this process, as they are by
-    default.
-    """
 
-    def __init__(self, paths: Sequence[Path], size: int, workers: int, batch: int = 16) -> None:
-        self.loader = DataLoader(
-            _ImageFiles(paths, size),
-            batch_size=batch,
-            num_workers=workers,
-            persistent_workers=True,
-        )
-        for _ in self.loader:
-            pass  # the workers start with the first epoch
-
-    def epoch(self, device: torch.device) -> Iterator[Tensor]:
-        """Batches (n, 3, S, S) float32, normalised, on the device."""
-        for batch in self.loader:
-            yield batch.to(device)
+ENCODERS: dict[str, Callable[[bytes, int], tuple[str, bytes]]] = {
+    "OpenCV to JPEG": partial(_opencv, "jpg"),
+    "OpenCV to PNG": partial(_opencv, "png"),
+    "Pillow to JPEG": _pillow,
+}
 
 
 def kornia_copies(images: Tensor) -> Tensor:
@@ -131,6 +100,24 @@ def kornia_copies(images: Tensor) -> Tensor:
 
 def _symmetric(rows: int, columns: int, device: torch.device) -> Tensor:
     return torch.rand(rows, columns, device=device) * 2 - 1
+
+
+def timm_epoch(
+    model: nn.Module, optim: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]]
+) -> float:
+    """As timm's train.py with --amp --amp-dtype bfloat16 --channels-last; returns the mean loss."""
+    loss_function = nn.BCEWithLogitsLoss()
+    total = 0.0
+    for images, labels in batches:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            loss = loss_function(
+                model(images.contiguous(memory_format=torch.channels_last)), labels
+            )
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        total += loss.item()
+    return total / len(batches)
 
 
 def plain_epoch(

@@ -31,7 +31,8 @@ class Rates:
 
 @dataclass(frozen=True)
 class Result:
-    """what: the work that both sides do; images: of one repetition; extra: further figures."""
+    """what: the work that both sides do; images: of one repetition; others: more sides of the same
+    run, by name, each with our rate over theirs; extra: further figures."""
 
     name: str
     what: str
@@ -41,6 +42,7 @@ class Result:
     images: int
     synthetic: bool
     quick: bool
+    others: Mapping[str, Rates] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class Result:
             "spread": {"ours": rounded(self.ours.spread), "peer": rounded(self.peer.spread)},
             "n": len(self.ours.img_s),
             "images": self.images,
+            "others": {name: self._other(rates) for name, rates in self.others.items()},
             **self.extra,
             "machine": asdict(this_machine()),
             "versions": versions(),
@@ -64,6 +67,10 @@ class Result:
             "synthetic": self.synthetic,
             "quick": self.quick,
         }
+
+    def _other(self, rates: Rates) -> dict[str, Any]:
+        ratio = self.ours.median / rates.median
+        return {"img_s": round(rates.median, 3), "spread": rounded(rates.spread), "ratio": ratio}
 
 
 def rounded(values: tuple[float, ...]) -> list[float]:
@@ -98,9 +105,13 @@ def print_result(result: Result) -> None:
     """The answer in words on standard output, and as its last line the JSON."""
     line = result.to_dict()
     print(f"{result.name}: {result.what}")
-    for who, rates in (("ours", result.ours), (result.peer_name, result.peer)):
+    sides = {"ours": result.ours, result.peer_name: result.peer, **result.others}
+    for who, rates in sides.items():
         low, high = rates.spread
-        print(f"  {rates.median:9.1f} img/s ({low:.1f} to {high:.1f})  {who}")
+        ratio = (
+            "" if who.startswith("ours") else f"; ours is {result.ours.median / rates.median:.2f}x"
+        )
+        print(f"  {rates.median:9.1f} img/s ({low:.1f} to {high:.1f})  {who}{ratio}")
     for name, value in result.extra.items():
         print(f"  {name}: {value}")
     kind = "synthetic radiographs" if result.synthetic else "images"

@@ -1,36 +1,52 @@
-"""Scores per second: ONNX Runtime beside torch, and from an archive. Run: python -m bench score"""
+"""Scores per second: ONNX Runtime beside torch, and from a tar. Run: python -m bench score"""
 
-import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import nn
 
 from bench.config import BenchConfig, settle
-from bench.images import RawImages, fresh_folders, network_inputs, raw_images
-from bench.machine import synchronise
+from bench.images import RawImages, network_inputs, raw_images
+from bench.loaders import torchvision_loader
 from bench.networks import build_pair, network_name
-from bench.peers import TorchvisionLoader
 from bench.result import Rates, Result, Side, interleave, rounded
-from serve.export import MAX_PROBABILITY_DIFFERENCE, Scorer, to_onnx
+from bench.score_sides import (
+    Settings,
+    data_loader,
+    decoding_alone,
+    growth,
+    numpy_batches,
+    ours_alone,
+    process_batch,
+    torch_alone,
+    whole_way,
+    write_tar,
+)
+from serve.export import Scorer, to_onnx
 from serve.model_info import ModelInfo
+from serve.parity import TOLERANCES
 from serve.providers import create_session, probabilities, provider_of
-from serve.score import ScoreConfig, score
+from serve.quantise import to_int8
 from shards import preprocess
 from shards.console import RunFailed
 from shards.labels import COVID
 
+_CALIBRATION = 32  # images that set int8's ranges
+_BY_HAND = 24  # images of a repetition of the process_batch way, which takes 0.1 s for each
+_TIMES = 4  # the tar holds each image so often, that the start of processes is a small part
+
 
 @dataclass(frozen=True)
 class ScoreBench(BenchConfig):
-    """How fast a network scores: the model alone in ONNX Runtime beside torch in eager mode, both
-    fp32 with the same random weights; then from a tar of raw images to scores on disk."""
+    """How fast a network scores, with random weights on all sides: the model alone in ONNX Runtime
+    beside torch; then from a tar of raw images to scores on disk, beside what is in use today; and
+    what 1, 2 and 4 times the archive take in time and memory."""
 
     number: int = 96
     """Use at most this many images."""
@@ -43,7 +59,7 @@ class ScoreBench(BenchConfig):
 
 
 def measure(config: ScoreBench) -> Result:
-    """RunFailed when the two do not give the same probabilities."""
+    """RunFailed when ONNX Runtime and torch do not give the same probabilities."""
     config = settle(config)
     torch.set_num_threads(config.workers)
     network = network_name(config.architecture, quick=config.quick)
@@ -51,44 +67,98 @@ def measure(config: ScoreBench) -> Result:
     with tempfile.TemporaryDirectory(prefix="cxrstack-bench-") as folder:
         work = Path(folder)
         raw = raw_images(config, work / "raw")
-        loader = TorchvisionLoader(raw.paths, config.size, config.workers)
-        path = work / "model.onnx"
-        onnx.save(to_onnx(Scorer(model).eval(), config.size, _info(config, raw)), path)
-        session = create_session(path, "auto", config.workers)
+        loader = torchvision_loader(raw.paths, config.size, config.workers)
+        images = network_inputs(raw, config, config.size)[:, None]
+        fp32, int8 = _models(model, images, config, raw, work)
+        session = create_session(fp32, "auto", config.workers)
         device = torch.device("cpu" if provider_of(session) == "cpu" else "cuda")
         plain = plain.to(device).eval()
-        images = network_inputs(raw, config, config.size)[:, None]
-        alone = _model_alone(session, plain, images, config.batch, device)
-        rates = interleave("score, model alone", alone, config.repeats)
-        whole = _end_to_end(path, raw, loader, plain, device, config, work)
-        end_to_end = interleave("score, from a tar", whole, config.repeats)
-        what = (
-            f"{network} at {config.size} x {config.size} with random weights, fp32, batch "
-            f"{config.batch}, model alone, --workers {config.workers}, on {provider_of(session)}; "
-            f"end to end: {raw} -> scores, ours from a tar with the start of its processes, the "
-            "peer from files with its workers running"
+        _check_parity(session, plain, images[: config.batch], device)
+        settings = Settings(config.batch, config.workers, config.shorter_side, config.size, device)
+        alone = interleave(
+            "score, model alone", _alone(fp32, int8, plain, images, settings), config.repeats
         )
+        archive = write_tar(work / "images.tar", raw.paths, 1 if config.quick else _TIMES)
+        sides: dict[str, Side] = {
+            "ours": whole_way(fp32, archive, work / "fp32", settings),
+            "ours, int8": whole_way(int8, archive, work / "int8", settings),
+            "decoding alone": decoding_alone(archive, settings),
+            "torchvision DataLoader, torch eager": data_loader(loader, plain, settings),
+        }
+        by_hand = partial(process_batch, raw.paths[:_BY_HAND], plain, settings)
+        sides |= _tried("torchxrayvision's process_batch way", by_hand)
+        whole = interleave("score, from a tar", sides, config.repeats)
+        grown = growth(fp32, raw.paths, work, settings, (1,) if config.quick else (1, 2, 4))
+        what = (
+            f"{network} at {config.size} x {config.size} with random weights, batch "
+            f"{config.batch}, model alone, --workers {config.workers}, on {provider_of(session)}; "
+            f"end to end: {raw} -> scores, ours from a tar that holds them "
+            f"{1 if config.quick else _TIMES} times, with the start of its processes, the peers "
+            "from files"
+        )
+    ours, eager = alone.pop("ours"), alone.pop("torch eager fp32")
+    rates = {"ours": ours.median, "ours, int8": alone["ours, int8"].median}
     return Result(
         name="score",
         what=what,
-        peer_name="torch eager fp32; end to end: torchvision DataLoader before it",
-        ours=rates["ours"],
-        peer=rates["peer"],
+        peer_name="torch eager fp32",
+        ours=ours,
+        peer=eager,
         images=len(raw),
         synthetic=raw.synthetic,
         quick=config.quick,
-        extra={"architecture": network, "end_to_end": _figures(end_to_end)},
+        others=alone,
+        extra={
+            "architecture": network,
+            "int8_ratio": round(rates["ours, int8"] / eager.median, 3),
+            "end_to_end": _end_to_end(whole, rates),
+            "growth": grown,
+        },
     )
 
 
-def _figures(rates: dict[str, Rates]) -> dict[str, object]:
-    ours, peer = rates["ours"], rates["peer"]
+def _models(
+    model: nn.Module, images: np.ndarray, config: ScoreBench, raw: RawImages, work: Path
+) -> tuple[Path, Path]:
+    """The same network in fp32 and, calibrated on some of the images, in int8."""
+    graph = to_onnx(Scorer(model).eval(), config.size, _info(config, raw))
+    fp32, int8 = work / "fp32.onnx", work / "int8.onnx"
+    onnx.save(graph, fp32)
+    parts = (images[n : n + 8] for n in range(0, min(len(images), _CALIBRATION), 8))
+    made = to_int8(graph, parts)
+    onnx.helper.set_model_props(made, {p.key: p.value for p in onnx.load(fp32).metadata_props})
+    onnx.save(made, int8)
+    return fp32, int8
+
+
+def _check_parity(session: Any, plain: nn.Module, images: np.ndarray, device: torch.device) -> None:
+    with torch.inference_mode():
+        expected = Scorer(plain).to(device).eval()(torch.from_numpy(images).to(device))[1]
+    difference = np.abs(probabilities(session, images) - expected.cpu().numpy()).max()
+    allowed = TOLERANCES["fp32"].probability
+    assert allowed is not None
+    if difference > allowed:
+        raise RunFailed(f"ONNX Runtime and torch differ by {difference:.2g} in probability")
+
+
+def _alone(
+    fp32: Path, int8: Path, plain: nn.Module, images: np.ndarray, settings: Settings
+) -> dict[str, Side]:
     return {
-        "ours": round(ours.median, 3),
-        "peer": round(peer.median, 3),
-        "ratio": round(ours.median / peer.median, 4),
-        "spread": {"ours": rounded(ours.spread), "peer": rounded(peer.spread)},
+        "ours": ours_alone(fp32, images, settings),
+        "ours, int8": ours_alone(int8, images, settings),
+        "torch eager fp32": torch_alone(plain, images, settings),
+        "torch channels_last bf16": torch_alone(plain, images, settings, bf16=True),
+        "onnxruntime with numpy batches": numpy_batches(fp32, images, settings),
     }
+
+
+def _tried(name: str, make: partial[Side]) -> dict[str, Side]:
+    try:
+        return {name: make()}
+    except ImportError as error:
+        print(f"without {name}: {error}; `make peers` installs the peers")
+        return {}
 
 
 def _info(config: ScoreBench, raw: RawImages) -> ModelInfo:
@@ -112,66 +182,19 @@ def _info(config: ScoreBench, raw: RawImages) -> ModelInfo:
     )
 
 
-def _model_alone(
-    session: onnxruntime.InferenceSession,
-    plain: nn.Module,
-    images: np.ndarray,
-    batch: int,
-    device: torch.device,
-) -> dict[str, Side]:
-    """images: (N, 1, S, S) uint8, prepared; both normalise them and give probabilities."""
-    scorer = Scorer(plain).to(device).eval()
-
-    def by_onnxruntime() -> Iterator[np.ndarray]:
-        for start in range(0, len(images), batch):
-            yield probabilities(session, images[start : start + batch])
-
-    def by_torch() -> Iterator[np.ndarray]:
-        with torch.inference_mode():
-            for part in torch.from_numpy(images).split(batch):
-                yield scorer(part.to(device))[1].cpu().numpy()
-
-    difference = np.abs(next(by_onnxruntime()) - next(by_torch())).max()
-    if difference > MAX_PROBABILITY_DIFFERENCE:
-        raise RunFailed(f"ONNX Runtime and torch differ by {difference:.2g} in probability")
-    return {
-        "ours": lambda: sum(len(rows) for rows in by_onnxruntime()),
-        "peer": lambda: sum(len(rows) for rows in by_torch()),
-    }
-
-
-def _end_to_end(
-    model: Path,
-    raw: RawImages,
-    loader: TorchvisionLoader,
-    plain: nn.Module,
-    device: torch.device,
-    config: ScoreBench,
-    work: Path,
-) -> dict[str, Side]:
-    """Raw images -> scores: ours as `python -m serve score` runs it."""
-    archive = work / "images.tar"
-    with tarfile.open(archive, "w") as tar:
-        for path in raw.paths:
-            tar.add(path, path.name)
-    folders = fresh_folders(work / "scores")
-
-    def ours() -> int:
-        out = next(folders)
-        settings = ScoreConfig(
-            model, out, (archive,), workers=config.workers, threads=config.workers
-        )
-        summary = score(settings)
-        if summary.errors:
-            raise RunFailed(f"{summary.errors} of {summary.rows} images were not scored")
-        return summary.rows
-
-    def peer() -> int:
-        rows = 0
-        with torch.inference_mode():
-            for batch in loader.epoch(device):
-                rows += len(torch.sigmoid(plain(batch)).cpu())
-        synchronise(device)
-        return rows
-
-    return {"ours": ours, "peer": peer}
+def _end_to_end(whole: dict[str, Rates], alone: dict[str, float]) -> dict[str, Any]:
+    """Rates with their spreads; ours over each peer; ours in percent of the slower of decoding
+    alone and the model alone. alone: our model's rates by the name of the side."""
+    decoding = whole["decoding alone"].median
+    peers = [name for name in whole if not name.startswith("ours") and name != "decoding alone"]
+    found: dict[str, Any] = {"decoding_alone": round(decoding, 2)}
+    for ours, rate in alone.items():
+        median = whole[ours].median
+        found[ours] = {
+            "img_s": round(median, 2),
+            "spread": rounded(whole[ours].spread),
+            "percent_of_slower_part": round(100 * median / min(decoding, rate), 1),
+            **{f"over {name}": round(median / whole[name].median, 2) for name in peers},
+        }
+    found |= {name: round(whole[name].median, 2) for name in peers}
+    return found

@@ -1,24 +1,29 @@
 """Training steps per second: ours beside the plain torchvision loop. Run: python -m bench train"""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import numpy as np
+import timm
+import timm.optim
 import torch
+from torch import nn
 
 from bench.config import BenchConfig, settle
 from bench.images import network_inputs, raw_images
-from bench.machine import synchronise
+from bench.machine import forward_flops, matmul_flop_s, synchronise
 from bench.networks import build_pair, network_name
-from bench.peers import plain_epoch
+from bench.peers import plain_epoch, timm_epoch
 from bench.result import Result, Side, interleave
 from shards.labels import CHESTXRAY14, YES
 from shards.order import epoch_order, global_batch, steps_per_epoch
-from train.batch import Expander
 from train.config import TrainConfig
 from train.dist import World
+from train.expand import Expander
 from train.optim import build_optim, set_trainable
 from train.precision import Precision
 from train.recipes import recipe
@@ -29,8 +34,9 @@ from train.warp import normalise
 
 @dataclass(frozen=True)
 class TrainBench(BenchConfig):
-    """How fast a network trains, steps only. Peer: the loop that torchvision's users write, in fp32
-    without channels_last."""
+    """How fast a network trains, steps only. Peers: the loop that torchvision's users write, in
+    fp32 without channels_last; and timm's network with its recommended settings (bf16 autocast,
+    channels_last, its optimiser)."""
 
     number: int = 48
     """Images of one repetition: an epoch over them is timed."""
@@ -43,8 +49,8 @@ class TrainBench(BenchConfig):
 
 
 def measure(config: TrainBench) -> Result:
-    """Ours gathers, mirrors and normalises its images at each step; the peer finds its batches
-    ready in the device's memory, so the ratio owes nothing to its loader."""
+    """Ours gathers, mirrors and normalises its images at each step; the peers find their batches
+    ready in the device's memory, so the ratio owes nothing to their loaders."""
     config = settle(config)
     settings = recipe(f"chestxray14-{config.architecture}")
     world = World("auto")
@@ -54,8 +60,9 @@ def measure(config: TrainBench) -> Result:
         store = _store(network_inputs(raw, config, config.size), world.device)
         what = f"epochs over {raw}"
     precision = Precision(settings.precision, world.device)
-    ours, peer = _sides(config, settings, store, world, precision)
-    rates = interleave("train", {"ours": ours, "peer": peer}, config.repeats)
+    sides = _sides(config, settings, store, world, precision)
+    rates = interleave("train", sides, config.repeats)
+    ours = rates.pop("ours")
     network = network_name(config.architecture, quick=config.quick)
     what = (
         f"{network} at {config.size} x {config.size}, all weights, batch {config.batch}, {what}; "
@@ -65,13 +72,26 @@ def measure(config: TrainBench) -> Result:
         name="train",
         what=what,
         peer_name="plain torchvision loop: fp32, SGD, batches ready in memory",
-        ours=rates["ours"],
-        peer=rates["peer"],
+        ours=ours,
+        peer=rates.pop("peer"),
         images=_copies(config, store),
         synthetic=raw.synthetic,
         quick=config.quick,
-        extra={"precision": precision.name, "architecture": network},
+        others=rates,
+        extra={
+            "precision": precision.name,
+            "architecture": network,
+            "percent_of_peak": _percent_of_peak(config, precision, world, ours.median),
+        },
     )
+
+
+def _percent_of_peak(config: TrainBench, precision: Precision, world: World, img_s: float) -> float:
+    """Of the rate of a large matrix product in the training dtype, measured in this process."""
+    model, _ = build_pair(config.architecture, len(CHESTXRAY14), quick=config.quick)
+    image = torch.zeros(1, 3, config.size, config.size, device=world.device)
+    flops = 3 * forward_flops(model.to(world.device).eval(), image)
+    return round(100 * img_s * flops / matmul_flop_s(world.device, precision.input_dtype), 1)
 
 
 def _store(images: np.ndarray, device: torch.device) -> Store:
@@ -88,7 +108,7 @@ def _copies(config: TrainBench, store: Store) -> int:
 
 def _sides(
     config: TrainBench, settings: TrainConfig, store: Store, world: World, precision: Precision
-) -> tuple[Side, Side]:
+) -> dict[str, Side]:
     model, plain = build_pair(config.architecture, len(CHESTXRAY14), quick=config.quick)
     stage = settings.stages[0]
     phase = stage.phases[-1]
@@ -98,7 +118,7 @@ def _sides(
         model=world.wrap(model).train(),
         optim=build_optim(settings.optim, model, phase),
         store=store,
-        expander=Expander({}, stage.mirror, settings.seed, config.size),
+        expander=Expander({}, stage.augment, settings.seed, config.size),
         precision=precision,
         world=world,
         micro_batch=settings.micro_batch,
@@ -125,9 +145,15 @@ def _sides(
         synchronise(world.device)
         return len(batches) * config.batch
 
-    def peer() -> int:
-        plain_epoch(plain, sgd, ready)
+    def peer(epoch: Callable[..., float], net: nn.Module, optim: torch.optim.Optimizer) -> int:
+        epoch(net, optim, ready)
         synchronise(world.device)
         return len(batches) * config.batch
 
-    return ours, peer
+    sides: dict[str, Side] = {"ours": ours, "peer": partial(peer, plain_epoch, plain, sgd)}
+    if timm.is_model(config.architecture) and not config.quick:
+        net = timm.create_model(config.architecture, num_classes=len(CHESTXRAY14))
+        net = net.to(world.device, memory_format=torch.channels_last).train()
+        optim = timm.optim.create_optimizer_v2(net, opt="sgd", lr=phase.lr)
+        sides[f"timm's {config.architecture}, its settings"] = partial(peer, timm_epoch, net, optim)
+    return sides
