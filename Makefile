@@ -15,7 +15,7 @@ GPUS ?= 1
 DEMO ?= demo-out
 ARGS ?=
 
-.PHONY: help setup test lint demo shards train export score evaluate report bench clean
+.PHONY: help setup test soak browser peers lint demo shards train paper export score evaluate report bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,8 +28,18 @@ setup: .venv/.done ## the .venv with the exact versions of constraints.txt (ONNX
 	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(ONNX),dev]'
 	touch $@
 
-test: setup ## all tests that need no GPU
-	$(PY) -m pytest $(ARGS)
+test: setup ## the tests, but for the long ones and those that need a GPU
+	$(PY) -m pytest -m "not soak" $(ARGS)
+
+soak: setup ## the long tests: kills, fuzzing, an S3 server, a Ray cluster, a browser
+	$(PY) -m pytest -m soak $(ARGS)
+
+browser: ## Debian's Chromium, which the tests of the report drive
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+
+peers: setup ## torchxrayvision and MosaicML Streaming, for the benchmarks only
+	$(PY) -m pip install --constraint constraints.txt torchxrayvision transformers brotli catalogue xxhash zstd python-snappy
+	$(PY) -m pip install --no-deps mosaicml-streaming==0.13.0  # its bound on numpy (<2.2) is older than ours
 
 lint: setup ## ruff check, ruff format, mypy
 	$(PY) -m ruff check .
@@ -45,9 +55,26 @@ shards: setup ## NIH=DIR COVID=DIR OUT=DIR [ALLOW_MISSING=1]: raw data sets -> s
 	$(if $(COVID),$(PY) -m ingest covid-radiography --src "$(COVID)" --out "$(or $(OUT),$(SHARDS))" $(COVID_ARGS))
 	$(PY) -m shards verify "$(or $(OUT),$(SHARDS))"
 
+TRAIN = $(if $(filter 1,$(GPUS)),$(PY) -m train,.venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m -- train)
 train: setup ## RECIPE=network-c SHARDS=DIR RUN=DIR [GPUS=n] [ARGS="--size 224 ..."]
-	$(if $(filter 1,$(GPUS)),$(PY) -m train,.venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m -- train) \
-		$(RECIPE) --shards "$(SHARDS)" --run "$(RUN)" $(ARGS)
+	$(TRAIN) $(RECIPE) --shards "$(SHARDS)" --run "$(RUN)" $(ARGS)
+
+paper: setup ## SHARDS=DIR OUT=DIR [CHEXNET=FILE] [GPUS=n] [ARGS NIH_ARGS COVID_ARGS]: networks A to E
+	@test -n "$(CHEXNET)" || echo "no CHEXNET=FILE: networks D and E start from our own chestxray14-densenet121" >&2
+	$(call network,chestxray14-densenet201,$(NIH_ARGS))
+	$(if $(CHEXNET),,$(call network,chestxray14-densenet121,$(NIH_ARGS)))
+	$(call network,network-a,$(COVID_ARGS))
+	$(call network,network-b,$(COVID_ARGS) $(call after,chestxray14-densenet201) --skip-stages 1)
+	$(call network,network-c,$(COVID_ARGS) $(call after,chestxray14-densenet201) --skip-stages 1)
+	$(call network,network-d,$(COVID_ARGS) $(CHEXNET_START))
+	$(call network,network-e,$(COVID_ARGS) $(CHEXNET_START))
+	$(PY) -m train compare $(foreach n,a b c d e,"$(PAPER)/network-$(n)") --out "$(PAPER)/figure-1.png"
+
+PAPER = $(or $(OUT),runs/paper)
+# The run of recipe $(1) with the settings $(2), in its own folder; a finished one is left as it is.
+network = $(TRAIN) $(1) --shards "$(SHARDS)" --run "$(PAPER)/$(1)" $(ARGS) $(2)
+after = --start.kind checkpoint --start.path "$(PAPER)/$(1)"
+CHEXNET_START = $(if $(CHEXNET),--start.kind chexnet --start.path "$(CHEXNET)",$(call after,chestxray14-densenet121))
 
 export: setup ## RUN=DIR [MODEL=FILE]: a finished run -> ONNX
 	$(PY) -m serve export --run "$(RUN)" --out "$(MODEL)" $(ARGS)
@@ -59,8 +86,8 @@ score: setup ## MODEL=FILE ARCHIVE="FILES" [OUT=DIR]: score archives into Parque
 evaluate: setup ## RUN=DIR LABELS=DIR [SCORES=DIR]: scores against labels
 	$(PY) -m serve evaluate --scores "$(SCORES)" --labels "$(LABELS)" --out "$(RUN)/evaluation" $(ARGS)
 
-report: setup ## RUN=DIR: one HTML page
-	$(PY) -m serve report --run "$(RUN)" --out "$(RUN)/report.html" $(ARGS)
+report: setup ## RUN=DIR [RUN2=DIR]: one HTML page, of two runs side by side
+	$(PY) -m serve report --run "$(RUN)" $(if $(RUN2),--run "$(RUN2)") --out "$(RUN)/report.html" $(ARGS)
 
 bench: setup ## all benchmarks, peers in the same run: table and plot
 	$(PY) -m bench all --out bench-out $(ARGS)

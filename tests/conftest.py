@@ -4,11 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from ingest.run import IngestConfig, ingest
+from ingest.config import IngestConfig
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from ingest.synthetic import write_chestxray14, write_covid_radiography
+
+# The same examples in every run; `--hypothesis-seed=N --hypothesis-profile=default` draws others.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 CLASS_FOLDERS = ("COVID-19", "NORMAL", "Viral Pneumonia")
 
@@ -41,6 +48,6 @@ def tiny_shards(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     config = IngestConfig(out, shorter_side=128, workers=2, progress=False)
     ingest(ChestXray14(ChestXray14Config(tiny_raw / "chestxray14")), config)
     covid = tiny_raw / "covid-radiography"
-    covid_config = CovidRadiographyConfig(covid, test_per_class=3, exclude=covid / "exclude.txt")
-    ingest(CovidRadiography(covid_config), config)
+    selection = SelectionConfig(test_per_class=3, exclude=covid / "exclude.txt")
+    ingest(select(CovidRadiography(CovidRadiographyConfig(covid)), selection), config)
     return out

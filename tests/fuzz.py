@@ -193,6 +193,7 @@ def _jpegs(image: Image.Image) -> dict[str, bytes]:
         "jpeg progressive": _saved(image, "JPEG", progressive=True),
         "jpeg turned": _saved(image, "JPEG", exif=_turned(3)),
         "jpeg restarts": _saved(image, "JPEG", restart_marker_rows=1),
+        "jpeg cmyk": _saved(image.convert("CMYK"), "JPEG"),
     }
 
 

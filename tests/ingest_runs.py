@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ingest.run import IngestConfig
+from ingest.config import IngestConfig
+from ingest.record import Source
+from ingest.selection import SelectionConfig, select
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 
@@ -26,10 +28,10 @@ def nih(raw: Path) -> ChestXray14:
     return ChestXray14(ChestXray14Config(raw / "chestxray14"))
 
 
-def covid(raw: Path, **options) -> CovidRadiography:
+def covid(raw: Path, **options) -> Source:
     folder = raw / "covid-radiography"
     options = {"test_per_class": 3, "exclude": folder / "exclude.txt"} | options
-    return CovidRadiography(CovidRadiographyConfig(folder, **options))
+    return select(CovidRadiography(CovidRadiographyConfig(folder)), SelectionConfig(**options))
 
 
 def config(out: Path, **options) -> IngestConfig:

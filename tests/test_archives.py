@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve import archives, entries, tars
-from serve.archives import Archive, find_archives, identify
+from serve import archives, entries
+from serve.archives import Archive, identify
 from serve.entries import ArchiveDamaged, BadMember, is_input
+from serve.score_inputs import find_archives
 from shards.console import UserError
 from shards.sample import KEY_PATTERN
 
@@ -174,7 +175,7 @@ def test_names_that_are_no_utf8_become_valid_text(tmp_path):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_member_over_the_limit_is_refused_alone(tmp_path, name, monkeypatch):
-    for module in (archives, entries, tars):
+    for module in (archives, entries):
         monkeypatch.setattr(module, "MAX_MEMBER_BYTES", 1000)
     path = WRITERS[name](tmp_path / name, {"a.png": b"a", "b.png": bytes(1001), "c.png": b"c"})
     found = [data for _, _, data in contents(only(path))]
@@ -269,3 +270,15 @@ def test_identity_tells_archives_apart_and_ignores_times(tmp_path, name):
 def test_inputs_by_name(parts):
     expected = not {".git", "__MACOSX"} & set(parts) and parts[-1] != "c.Csv"
     assert is_input("/".join(parts)) == expected
+
+
+def test_members_with_a_password_are_refused_alone(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"0.png": b"0", "1.png": b"1", "in.zip": b"2"})
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as packed:
+        for info in packed.infolist()[1:]:
+            data[info.header_offset + 6] |= 1
+    for name in (b"1.png", b"in.zip"):
+        data[data.rindex(name) - 46 + 8] |= 1
+    path.write_bytes(data)
+    assert [found for _, _, found in contents(only(path))] == [b"0", "encrypted", "encrypted"]

@@ -1,21 +1,29 @@
 """train.augment: how many copies, which parameters, and their matrices against slow references."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kornia.geometry.transform import get_rotation_matrix2d
+from kornia.geometry.transform import get_affine_matrix2d, get_rotation_matrix2d
+from torchvision.transforms import RandomResizedCrop
 
+from shards.console import UserError
+from shards.philox import name_words
 from train.augment import (
     EIGHT,
     IDENTITY,
     SEVENTY_TWO,
+    Augment,
     CopyParameters,
     Expansion,
+    Varied,
     affine_matrices,
-    copy_parameters,
-    random_mirror,
+    check_augment,
+    copies_of,
+    unchanged,
 )
 
 KEY = st.from_regex(r"[A-Za-z0-9_-]{1,30}", fullmatch=True)
@@ -31,6 +39,13 @@ EXPANSION = st.builds(
     max_dx_px=st.floats(0, 60),
     max_dy_px=st.floats(0, 60),
 )
+
+
+def copy_parameters(
+    key: str, rule: Expansion | Varied | Augment, *, seed: int, epoch: int, size: int = 224
+) -> CopyParameters:
+    words = np.array([name_words(key)], np.uint32)
+    return copies_of(words, rule, seed=seed, epoch=epoch, size=size)
 
 
 def rows(parameters: CopyParameters) -> np.ndarray:
@@ -114,11 +129,10 @@ def test_parameters_fill_their_range_evenly():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0])
-def test_random_mirror_has_its_probability(probability):
-    shown = [random_mirror(f"k{i}", probability=probability, seed=0, epoch=1) for i in range(2000)]
-    assert abs(np.mean(shown) - probability) < 0.04
-    again = [random_mirror(f"k{i}", probability=probability, seed=0, epoch=1) for i in range(2000)]
-    assert shown == again
+def test_mirror_has_its_probability(probability):
+    words = np.array([name_words(f"k{i}") for i in range(2000)], np.uint32)
+    copies = copies_of(words, Augment(mirror=probability), seed=0, epoch=1, size=224)
+    assert abs(np.mean(copies.mirror) - probability) < 0.04
 
 
 def reference_matrix(rotation: float, dx: float, dy: float, mirror: bool, size: int) -> np.ndarray:
@@ -134,8 +148,13 @@ def reference_matrix(rotation: float, dx: float, dy: float, mirror: bool, size: 
 
 
 def parameters_of(rotation: float, dx: float, dy: float, mirror: bool) -> CopyParameters:
-    values = [np.array([value]) for value in (rotation, dx, dy, mirror)]
-    return CopyParameters(*values)
+    return replace(
+        unchanged(1),
+        rotation_deg=np.array([rotation]),
+        dx_px=np.array([dx]),
+        dy_px=np.array([dy]),
+        mirror=np.array([mirror]),
+    )
 
 
 PARAMETERS = st.tuples(
@@ -164,3 +183,149 @@ def test_matrices_match_kornia(parameters):
         forward[0] = [0, 0, size - 1] - forward[0]
     matrix = affine_matrices(parameters_of(rotation, dx, dy, mirror), size)[0]
     np.testing.assert_allclose(matrix, np.linalg.inv(forward)[:2], atol=1e-4)
+
+
+FULL = Augment(
+    mirror=0.5,
+    brightness=0.5,
+    contrast=0.4,
+    max_rotation_deg=20,
+    max_shear_deg=8,
+    scale=(0.9, 1.2),
+    max_shift=0.05,
+    crop_area=(0.3, 1.0),
+    elastic_px=6,
+)
+AUGMENT = st.builds(
+    Augment,
+    mirror=st.floats(0, 1),
+    brightness=st.floats(0, 1),
+    contrast=st.floats(0, 1),
+    max_rotation_deg=st.floats(0, 180),
+    max_shear_deg=st.floats(0, 60),
+    scale=st.sampled_from([(1.0, 1.0), (0.8, 1.2), (0.5, 0.5)]),
+    max_shift=st.floats(0, 1),
+    crop_area=st.sampled_from([(1.0, 1.0), (0.08, 1.0), (0.5, 0.5)]),
+    elastic_px=st.sampled_from([0.0, 4.0, 16.0]),
+)
+
+
+def same(one: CopyParameters, two: CopyParameters) -> bool:
+    pairs = [(getattr(one, f.name), getattr(two, f.name)) for f in fields(one)]
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@given(AUGMENT, KEY, SEED, EPOCH, SIZE)
+def test_an_augment_stays_within_its_bounds(augment, key, seed, epoch, size):
+    check_augment("here", augment)
+    c = copy_parameters(key, Varied(7, augment), seed=seed, epoch=epoch, size=size)
+    assert len(c) == 7
+    scale, near = size / 224, 1e-9
+    assert (np.abs(c.brightness - 1) <= augment.brightness + near).all()
+    assert (np.abs(c.contrast - 1) <= augment.contrast + near).all()
+    assert (np.abs(c.rotation_deg) <= augment.max_rotation_deg + near).all()
+    assert (np.abs(c.shear_deg) <= augment.max_shear_deg + near).all()
+    assert (np.abs([c.dx_px, c.dy_px]) <= augment.max_shift * size + near).all()
+    assert (np.abs(c.elastic) <= augment.elastic_px * scale + near).all()
+    low, high = augment.scale
+    assert ((c.scale[1:] >= low - near) & (c.scale[1:] <= high + near)).all()
+    left, top, width, height = c.crop.T
+    assert (c.crop >= 0).all()
+    assert (left + width <= 1 + near).all()
+    assert (top + height <= 1 + near).all()
+    assert ((width / height > 0.7499) & (width / height < 1.3334)).all()
+    # the first copy is the image itself
+    first = replace(c, **{f.name: getattr(c, f.name)[:1] for f in fields(c)})
+    assert same(first, unchanged(1))
+    assert np.isfinite(affine_matrices(c, size)).all()
+
+
+@given(KEY, SEED, EPOCH)
+def test_a_change_is_addressed_and_its_parts_do_not_disturb_each_other(key, seed, epoch):
+    full = copy_parameters(key, FULL, seed=seed, epoch=epoch)
+    assert same(full, copy_parameters(key, FULL, seed=seed, epoch=epoch))
+    fewer = replace(FULL, crop_area=(1.0, 1.0), elastic_px=0.0, brightness=0.0)
+    part = copy_parameters(key, fewer, seed=seed, epoch=epoch)
+    assert np.array_equal(part.rotation_deg, full.rotation_deg)
+    assert np.array_equal(part.contrast, full.contrast)
+    others = [
+        copy_parameters(key + "x", FULL, seed=seed, epoch=epoch),
+        copy_parameters(key, FULL, seed=seed ^ 1, epoch=epoch),
+        copy_parameters(key, FULL, seed=seed, epoch=epoch + 1),
+        copy_parameters(key, Varied(2, FULL), seed=seed, epoch=epoch),
+    ]
+    assert len({float(c.rotation_deg[-1]) for c in [full, *others]}) == 5
+    assert len({float(c.elastic[-1, 2, 2, 1]) for c in [full, *others]}) == 5
+
+
+def test_many_samples_at_once_are_each_alone():
+    keys = [f"k{i}" for i in range(5)]
+    words = np.array([name_words(key) for key in keys], np.uint32)
+    for rule in (SEVENTY_TWO, FULL, Varied(5, FULL)):
+        together = copies_of(words, rule, seed=3, epoch=2, size=64)
+        alone = [copy_parameters(key, rule, seed=3, epoch=2, size=64) for key in keys]
+        for field in fields(together):
+            joined = np.concatenate([getattr(one, field.name) for one in alone])
+            assert np.array_equal(getattr(together, field.name), joined), field.name
+
+
+def test_crops_are_distributed_as_torchvisions():
+    words = np.array([name_words(f"k{i}") for i in range(3000)], np.uint32)
+    ours = copies_of(words, Augment(crop_area=(0.08, 1.0)), seed=0, epoch=0, size=224).crop
+    torch.manual_seed(0)
+    blank = torch.zeros(1, 1000, 1000)
+    peer = [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
+    top, left, height, width = np.array(peer).T / 1000
+    for mine, theirs in zip(ours.T, (left, top, width, height)):
+        quantiles = np.linspace(0.05, 0.95, 10)
+        np.testing.assert_allclose(
+            np.quantile(mine, quantiles), np.quantile(theirs, quantiles), atol=0.035
+        )
+
+
+@settings(max_examples=25, deadline=None)
+@given(KEY, SEED)
+def test_scale_shear_and_rotation_match_kornia(key, seed):
+    # Kornia scales and turns, then shears about the centre: with one of the two parts at a time the
+    # order does not matter.
+    for augment in (
+        Augment(max_rotation_deg=60, scale=(0.5, 1.5), max_shift=0.3),
+        Augment(max_shear_deg=50, max_shift=0.3),
+    ):
+        c = copy_parameters(key, augment, seed=seed, epoch=0)
+        centre = torch.full((1, 2), 111.5, dtype=torch.float64)
+        shift = torch.tensor(np.stack([c.dx_px, c.dy_px], 1))
+        # Kornia turns clockwise for a positive angle and shears x by -tan
+        forward = get_affine_matrix2d(
+            shift,
+            centre,
+            torch.tensor(np.stack([c.scale, c.scale], 1)),
+            torch.tensor(-c.rotation_deg),
+            torch.tensor(-np.deg2rad(c.shear_deg)),
+            torch.zeros(1, dtype=torch.float64),
+        )[0].numpy()
+        matrix = affine_matrices(c, 224)[0]
+        np.testing.assert_allclose(matrix, np.linalg.inv(forward)[:2], atol=2e-4)
+
+
+def test_a_crops_corners_become_the_images():
+    crop = replace(unchanged(1), crop=np.array([[0.25, 0.5, 0.5, 0.25]]))
+    matrix = affine_matrices(crop, 100)[0].astype(float)
+    # pixel edges: -0.5 and 99.5
+    assert matrix @ [-0.5, -0.5, 1] == pytest.approx([24.5, 49.5])
+    assert matrix @ [99.5, 99.5, 1] == pytest.approx([74.5, 74.5])
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (Augment(mirror=1.5), "mirror is 1.5; it must be 0 to 1"),
+        (Augment(elastic_px=40), "elastic_px is 40; it must be 0 to 16"),
+        (Augment(scale=(1.2, 0.8)), "scale is 1.2 to 0.8; least and most must be 0.01 to 10"),
+        (Augment(crop_area=(0.0, 1.0)), "crop_area is 0 to 1; least and most must be 0.01 to 1"),
+        (Augment(max_rotation_deg=float("nan")), "max_rotation_deg is nan"),
+    ],
+)
+def test_an_impossible_augment_is_refused(augment, message):
+    with pytest.raises(UserError, match=message):
+        check_augment("here", augment)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.all import AllBench, ask, measure_all
+from bench.all import QUESTIONS, AllBench, ask, measure_all
 from bench.config import BenchConfig, settle
 from bench.images import raw_images
 from bench.result import Rates, Result, interleave
@@ -27,6 +27,7 @@ FIELDS = {
     "spread",
     "n",
     "images",
+    "others",
     "machine",
     "versions",
     "commit",
@@ -34,10 +35,19 @@ FIELDS = {
     "quick",
 }
 EXTRA = {
-    "ingest": {"format", "whole_chestxray14_hours"},
-    "input": {"dali_img_s", "resident_img_s", "kornia_img_s", "resident_ratio"},
-    "train": {"precision", "architecture"},
+    "ingest": {
+        "ratio_to_pillow",
+        "ratio_of_workers",
+        "ratio_htj2k_to_png",
+        "ratio_keep_to_cp",
+        "whole_chestxray14_hours",
+        "peak_mb_of_1_2_4_times",
+    },
+    "input": {"resident_img_s", "kornia_img_s", "resident_ratio"},
+    "warp": {"share_of_write_limit", "threads_img_s"},
+    "train": {"precision", "architecture", "percent_of_peak"},
     "score": {"architecture", "end_to_end"},
+    "explain": {"architecture", "gradcam_to_training", "occlusion_to_one_window", "img_s"},
 }
 
 
@@ -104,6 +114,7 @@ def test_result_has_medians_spread_and_ratio() -> None:
     assert {"python", "torch", "numpy"} <= set(line["versions"])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("question", sorted(EXTRA))
 def test_question_ends_with_its_json_line(
     question: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -116,7 +127,7 @@ def test_question_ends_with_its_json_line(
     assert line["name"] == question
     assert line["unit"] == "img/s"
     assert line["n"] == 2
-    assert line["images"] == 12
+    assert line["images"] == (24 if question in ("ingest", "input") else 12)  # with turned copies
     assert line["synthetic"]
     assert line["quick"]
     assert line["ratio"] == pytest.approx(line["ours"] / line["peer"])
@@ -174,12 +185,12 @@ def test_all_writes_results_table_and_plot(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "out"
     table = measure_all(AllBench(out, images=Path("raw"), repeats=4, quick=True))
     arguments = ["--repeats", "4", "--images", "raw", "--quick"]
-    assert asked == [(name, arguments) for name in ("ingest", "input", "train", "score")]
+    assert asked == [(name, arguments) for name in QUESTIONS]
     assert (out / "table.md").read_text() == table
     assert "| train | 25.0 (10.0 to 40.0) | 5.0 (1.0 to 9.0) | 5.00 | 4 | 7 | nobody |" in table
     assert "synthetic" in table
     results = json.loads((out / "results.json").read_bytes())
-    assert [result["name"] for result in results] == ["ingest", "input", "train", "score"]
+    assert [result["name"] for result in results] == list(QUESTIONS)
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

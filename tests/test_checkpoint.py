@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from shards.console import RunFailed
-from train.checkpoint import KEEP, latest_checkpoint, load_optim, optim_tensors, save_checkpoint
+from train.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_optim,
+    optim_tensors,
+    save_best,
+    save_checkpoint,
+    weights_of,
+)
 
 
 def make_network() -> tuple[nn.Sequential, torch.optim.SGD]:
@@ -15,6 +23,19 @@ def make_network() -> tuple[nn.Sequential, torch.optim.SGD]:
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(6 * 16, 2)).to(memory_format=torch.channels_last)
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    optim: torch.optim.Optimizer,
+    state: dict,
+    best: tuple[str, str] = ("", ""),
+    keep: int = 2,
+) -> None:
+    tensors = (weights_of(model), optim_tensors(optim))
+    content = Checkpoint(*tensors, state, best_file=best[0], best_sha256=best[1])
+    save_checkpoint(folder, content, keep)
 
 
 def train_steps(model: nn.Module, optim: torch.optim.Optimizer, seeds: range) -> None:
@@ -35,7 +56,7 @@ def test_round_trip_is_exact_and_training_goes_on_bit_by_bit(tmp_path):
     model, optim = make_network()
     train_steps(model, optim, range(3))
     state = {"stage": 1, "loss_sum": 0.1 + 0.2, "phases": [{"name": "x"}]}
-    save_checkpoint(tmp_path / "checkpoints", model, optim, state)
+    save(tmp_path / "checkpoints", model, optim, state)
     saved = latest_checkpoint(tmp_path / "checkpoints")
     assert saved is not None
     assert saved.state == state
@@ -51,7 +72,7 @@ def test_round_trip_is_exact_and_training_goes_on_bit_by_bit(tmp_path):
 def test_momentum_comes_back_in_the_parameters_memory_order(tmp_path):
     model, optim = make_network()
     train_steps(model, optim, range(2))
-    save_checkpoint(tmp_path, model, optim, {})
+    save(tmp_path, model, optim, {})
     saved = latest_checkpoint(tmp_path)
     assert saved is not None
     other, fresh = make_network()
@@ -66,7 +87,7 @@ def test_momentum_comes_back_in_the_parameters_memory_order(tmp_path):
 
 def test_a_fresh_optimiser_has_nothing_to_save(tmp_path):
     model, optim = make_network()
-    save_checkpoint(tmp_path, model, optim, {"step": 0})
+    save(tmp_path, model, optim, {"step": 0})
     saved = latest_checkpoint(tmp_path)
     assert saved is not None
     assert saved.optim == {}
@@ -78,7 +99,7 @@ def folder(tmp_path: Path) -> Path:
     model, optim = make_network()
     for step in range(4):
         train_steps(model, optim, range(1))
-        save_checkpoint(tmp_path / "checkpoints", model, optim, {"step": step})
+        save(tmp_path / "checkpoints", model, optim, {"step": step})
     return tmp_path / "checkpoints"
 
 
@@ -88,7 +109,6 @@ def step_of(folder: Path) -> int | None:
 
 
 def test_the_last_two_are_kept(folder):
-    assert KEEP == 2
     assert sorted(path.name for path in folder.iterdir()) == ["000003", "000004"]
     assert step_of(folder) == 3
 
@@ -117,6 +137,36 @@ def test_one_flipped_bit_is_noticed(folder, capsys):
     assert "the SHA-256 of model.safetensors differs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "state.json"])
+def test_any_flipped_byte_is_noticed(folder, name):
+    path = folder / "000004" / name
+    whole = path.read_bytes()
+    for at in range(0, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert step_of(folder) == 2
+    path.write_bytes(whole)
+    assert step_of(folder) == 3
+
+
+def test_each_checkpoint_has_the_best_weights_of_its_own_past(tmp_path, capsys):
+    model, optim = make_network()
+    for step in range(5):
+        train_steps(model, optim, range(step, step + 1))
+        if step in (0, 3):
+            name = f"best-{step}.safetensors"
+            best = (name, save_best(tmp_path, name, model))
+        save(tmp_path, model, optim, {"step": step}, best, keep=3)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"000003", "000004", "000005", "best-0.safetensors", "best-3.safetensors"}
+    (tmp_path / "best-3.safetensors").unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.state["step"], found.best_file) == (2, "best-0.safetensors")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    save(tmp_path, model, optim, {"step": 5}, ("", ""), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["000006"]
+
+
 def test_none_is_left(folder, capsys):
     for state in folder.glob("*/state.json"):
         state.write_text("{")
@@ -131,6 +181,6 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(folder):
     (folder / "writing.tmp" / "model.safetensors").write_bytes(b"half")
     assert step_of(folder) == 3
     model, optim = make_network()
-    save_checkpoint(folder, model, optim, {"step": 9})
+    save(folder, model, optim, {"step": 9})
     assert step_of(folder) == 9
     assert not (folder / "writing.tmp").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingest.covid_findings import covid_label
+from ingest.record import Missing
 from ingest.sources.covid_chestxray import CovidChestxray, CovidChestxrayConfig
 from shards.console import UserError
 
@@ -119,7 +120,8 @@ def test_missing_images_are_counted(tmp_path: Path):
     source = make(
         tmp_path, LAST, cells(), cells(filename="b.png"), cells(filename="c.png", view="L")
     )
-    assert source.surely_missing(source.records()) == "1 of the table's 2 images (such as b.png)"
+    missing = Missing(1, "1 of the table's 2 images (such as b.png)")
+    assert source.surely_missing(source.records()) == missing
 
 
 def test_bad_downloads(tmp_path: Path):
@@ -145,8 +147,10 @@ def test_the_real_table(shared_data: Path):
     records = source.records()
     assert len(records) == 146
     assert Counter(r.excluded for r in records) == {None: 112, "CT slice": 23, "lateral view": 11}
-    missing = source.surely_missing(records) or ""
-    assert missing.startswith("77 of the table's 112 images")
+    missing = source.surely_missing(records)
+    assert missing
+    assert missing.images == 77
+    assert missing.text.startswith("77 of the table's 112 images")
     there = [r for r in records if r.location in source.files and not r.excluded]
     assert Counter(label for r in there for label in r.labels) == {
         "COVID-19": 12,

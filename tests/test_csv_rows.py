@@ -41,12 +41,14 @@ def test_latin_1(tmp_path: Path):
     [
         ("a,c\n1,2\n", r"no column 'b'; it has: a, c"),
         ("", "no column 'a', 'b'; it has: nothing"),
+        ("a;b\n1;2\n", "it has: a;b; separate the columns by commas"),
+        ("a,b\n1,2\n".encode("utf-16"), "is UTF-16; save it as CSV in UTF-8"),
         ("a,b\n1\n", "line 2 has only 1 fields"),
         ("a,b,A\n1,2,3\n", "more than one column 'a'"),
         ("a,b\n1," + "x" * 200_000, "line 2 is not CSV: field larger"),
     ],
 )
-def test_flaws(tmp_path: Path, data: str, message: str):
+def test_flaws(tmp_path: Path, data: bytes | str, message: str):
     with pytest.raises(UserError, match=message):
         list(read_rows(table(tmp_path, data), ["a", "b"]))
 

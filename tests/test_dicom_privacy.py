@@ -4,6 +4,7 @@ hexadecimal, in base64 or hashed without the key."""
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from dicom_maker import item, make_dicom, picture, table, to_bytes
 from pydicom.datadict import DicomDictionary
 
@@ -29,6 +31,12 @@ _VALUES = {
     "DA": lambda n: f"18{n % 90 + 10:02d}{n // 90 % 12 + 1:02d}{n // 1080 + 11:02d}",
     "DT": lambda n: f"1777{n % 90 + 10:02d}{n // 90:02d}010203",
     "AE": lambda n: f"PLANTEDAE{n:04d}",
+    "CS": lambda n: f"PLANTEDCS{n:04d}",
+    "UC": lambda n: f"planted UC text {n:04d}",
+    "UR": lambda n: f"https://planted.example/{n:04d}",
+    "TM": lambda n: f"2{n % 4}{n // 4 % 60:02d}{n // 240 % 60:02d}.7{n:05d}",
+    "DS": lambda n: f"7531.{86420000 + n}",
+    "IS": lambda n: f"{1357900000 + n}",
 }
 _NUMBER = "12345678.1234"  # as long as a planted LO
 _SYNTAX, _OTHER_SYNTAX = b"1.2.840.10008.1.2.1\0", b"1.2.826.0.77777.123\0"
@@ -168,7 +176,7 @@ def outputs_of(folder: Path, done: "subprocess.CompletedProcess[bytes]") -> dict
 
 def run(root: Path, src: Path, out: str, *options: str) -> "subprocess.CompletedProcess[bytes]":
     command = [sys.executable, "-X", "dev", "-m", "ingest", "dicom", "--src", str(src)]
-    command += ["--labels", str(root / "labels.csv"), "--key-file", str(root / "key")]
+    command += ["--table", str(root / "labels.csv"), "--key-file", str(root / "key")]
     command += ["--out", str(root / out), "--shorter-side", "64", "--workers", "1", *options]
     environment = {**os.environ, "PYTHONWARNINGS": "default", "COLUMNS": "200"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
@@ -191,6 +199,35 @@ def test_nothing_planted_comes_out(tmp_path: Path):
         assert len(bad) == 7
         assert all(row["reason"] for row in bad)
         assert (folder / "dicom/manifest.json").is_file()
+
+
+@pytest.mark.soak
+def test_lists_and_other_options_tell_nothing_either(tmp_path: Path):
+    """Lists name images as people know them, and hold names that are none of the data set's."""
+    planted = Planted()
+    labels = plant(tmp_path, planted)
+    lines = labels.read_text().splitlines()[1:]
+    names = [line.rsplit(",", 1)[0] for line in lines]
+    planted.values += [f"{planted.text('PN')}.dcm" for _ in range(3)]
+    (tmp_path / "no.txt").write_text("\n".join([*names[:2], *planted.values[-3:]]))
+    (tmp_path / "words.csv").write_text(f"file,x,y,w,h\n{names[2]},1,1,5,5\n")
+    (tmp_path / "bad.csv").write_text(f"file,x,y,w,h\n{planted.values[-1]},1,1,5,5\n")
+    given = ("--allow-missing", "--max-bad", "1", "--exclude", str(tmp_path / "no.txt"))
+    words = ("--redact", str(tmp_path / "words.csv"), "--redact-split", "all")
+    runs = {
+        "dry": (0, (*given, "--dry-run")),
+        "done": (0, (*given, *words)),
+        "bad": (2, (*given, "--redact", str(tmp_path / "bad.csv"))),
+    }
+    for out, (status, options) in runs.items():
+        done = run(tmp_path, tmp_path / "src", out, *options)
+        assert done.returncode == status, (out, done.stderr.decode())
+        assert b"Traceback" not in done.stderr
+        assert leaks(planted, outputs_of(tmp_path / out, done)) == []
+    rows = pq.read_table(tmp_path / "done/dicom/excluded.parquet").to_pylist()
+    assert sum(row["reason"] == "in the exclusion list" for row in rows) == 2
+    notes = json.loads((tmp_path / "done/dicom/manifest.json").read_bytes())["notes"]
+    assert "parts of 1 images (all) are blacked out" in notes
 
 
 def test_runs_that_fail_tell_nothing_either(tmp_path: Path):

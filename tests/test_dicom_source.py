@@ -6,24 +6,31 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from dicom_maker import make_dicom, picture, table, to_bytes, write
+from ingest_runs import tree
 
+from ingest.config import IngestConfig
 from ingest.dicom_files import found_files
 from ingest.dicom_meta import age_of, view_of
+from ingest.estimate import estimate
 from ingest.pseudonym import Pseudonyms, load_key
-from ingest.run import IngestConfig, ingest
+from ingest.retry import retry
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.dicom import Dicom, DicomConfig
-from shards.console import RunFailed, UserError
+from shards.console import UserError
 from shards.dicom_header import DicomHeader
 from shards.manifest import Manifest
 from shards.reader import read_split
+from shards.remote import path_of
 from shards.verify import verify_dataset
 
 
-def source(src: Path, labels: Path, key: Path, **options) -> Dicom:
-    return Dicom(DicomConfig(src, labels, key, **options))
+def source(src: Path, table_: Path, key: Path, **options) -> Dicom:
+    return Dicom(DicomConfig(src, table_, key, **options))
 
 
 def config(out: Path, **options) -> IngestConfig:
@@ -241,12 +248,12 @@ def test_a_vocabulary_and_given_splits(tmp_path: Path):
     splits = ["test", "train", "train", "train", "test", "train"]
     rows = [f"1.2.{n},{'ab'[n % 2]},{split}" for n, split in enumerate(splits)]
     labels = table(tmp_path / "l.csv", *rows, header="id,labels,split")
-    manifest = ingest(source(src, labels, key, vocabulary="b,a"), config(tmp_path / "out"))
+    manifest = ingest(source(src, labels, key, labels=("b", "a")), config(tmp_path / "out"))
     assert (manifest.labels, manifest.exclusive) == (("b", "a"), True)
     assert manifest.excluded == {"patient also in test": 2}
     assert manifest.splits["test"].samples == 2
-    with pytest.raises(UserError, match="line 2 has a label that --vocabulary lacks"):
-        source(src, labels, key, vocabulary="b,c")
+    with pytest.raises(UserError, match="line 2 has a label that --labels lacks"):
+        source(src, labels, key, labels=("b", "c"))
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
@@ -281,8 +288,60 @@ def test_names_of_members_are_no_paths(tmp_path: Path):
 
 def test_keep_would_keep_the_header(tmp_path: Path):
     src, labels, key = small_set(tmp_path)
-    with pytest.raises(RunFailed, match="header, which names the patient"):
-        ingest(source(src, labels, key), config(tmp_path / "out", shorter_side=None, format="keep"))
+    options = config(tmp_path / "out", shorter_side=None, format="keep")
+    with pytest.raises(UserError, match="--format keep would keep the DICOM headers") as caught:
+        ingest(source(src, labels, key), options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert not key.exists()
+
+
+@pytest.mark.parametrize("name", ["out/key", "out/dicom/deep/key", "out/../out/key"])
+def test_a_key_that_would_be_published(tmp_path: Path, name: str):
+    src, labels, _ = small_set(tmp_path)
+    key = tmp_path / name
+    key.parent.mkdir(parents=True, exist_ok=True)
+    for act in (ingest, estimate, retry):
+        with pytest.raises(UserError, match="lies in --out"):
+            act(source(src, labels, key), config(tmp_path / "out"))
+    assert not key.exists()
+    (tmp_path / "linked").symlink_to(tmp_path / "out")
+    with pytest.raises(UserError, match="lies in --out"):
+        ingest(source(src, labels, tmp_path / "linked/key"), config(tmp_path / "out"))
+
+
+def test_lists_by_path_by_uid_and_as_saved(tmp_path: Path):
+    src, labels, key = small_set(tmp_path)
+    (tmp_path / "no.txt").write_text("./study0/image0.dcm\n1.2.1\nplanted^name.dcm\n")
+    half = SelectionConfig(exclude=tmp_path / "no.txt", fractions=(0.5, 0.0, 0.5))
+    chosen = select(source(src, labels, key), half)
+    manifest = ingest(chosen, config(tmp_path / "out"))
+    assert manifest.excluded == {"in the exclusion list": 2}
+    lists = tmp_path / "out/dicom/lists"
+    given = {f"{p.stem}_list": p for p in lists.iterdir()}
+    again = ingest(
+        select(source(src, labels, key), SelectionConfig(**given)), config(tmp_path / "again")
+    )
+    assert again.splits == manifest.splits
+    for path in lists.iterdir():
+        assert (tmp_path / "again/dicom/lists" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_modality_can_be_chosen(tmp_path: Path):
+    for n, modality in enumerate(("CR", "DX", "DX", "CT")):
+        options = {"Modality": modality, "SOPInstanceUID": f"1.2.{n}", "PatientID": f"p{n}"}
+        write(tmp_path / f"src/{n}.dcm", picture(n), bits=12, **options)
+    labels = table(tmp_path / "l.csv", *(f"{n}.dcm,a" for n in range(4)))
+    built = source(tmp_path / "src", labels, tmp_path / "key")
+    records = select(built, SelectionConfig(exclude_modality=("cr",))).records()
+    assert [r.excluded for r in records] == [
+        "modality CR, as asked for",
+        None,
+        None,
+        "modality CT",
+    ]
+    with pytest.raises(UserError, match=r"no image has it; there are: DX \(2\), CR \(1\), CT"):
+        select(built, SelectionConfig(exclude_modality=("MR",))).records()
 
 
 def test_real_files(shared_data: Path, tmp_path: Path):
@@ -295,3 +354,51 @@ def test_real_files(shared_data: Path, tmp_path: Path):
     (sample,) = read_split(tmp_path / "out/dicom", manifest, "train")
     assert (sample.meta.width, sample.meta.height, sample.meta.view) == (1024, 1024, "PA")
     assert (sample.meta.age, sample.meta.sex) == (62, "M")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_links_and_devices_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str):
+    src, labels, key = small_set(tmp_path)
+    place = tmp_path / f"x.{kind}"
+    if kind == "folder":
+        place = src
+        (src / "Doe John").symlink_to(src / "study0")
+    elif kind == "tar":
+        with tarfile.open(place, "w") as tar:
+            tar.add(src, arcname=".")
+            link = tarfile.TarInfo("Doe John")
+            link.type, link.linkname = tarfile.LNKTYPE, "/etc/passwd"
+            tar.addfile(link)
+    else:
+        shutil.make_archive(str(tmp_path / "x"), "zip", src)
+        link = zipfile.ZipInfo("Doe John")
+        link.external_attr = 0o120777 << 16
+        with zipfile.ZipFile(place, "a") as archive:
+            archive.writestr(link, "/etc/passwd")
+    assert len(source(place, labels, key).records()) == 6
+    assert "1 files or links are not DICOM" in capsys.readouterr().err
+
+
+def test_an_output_inside_the_source_is_refused(tmp_path: Path):
+    src, labels, key = small_set(tmp_path)
+    with pytest.raises(UserError, match=r"--out .* lies in --src"):
+        ingest(source(src, labels, key), config(src / "shards"))
+
+
+def test_from_a_url_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    src, labels, key = small_set(tmp_path)
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(memory), "store", {})
+    for path in src.rglob("*.dcm"):
+        memory.pipe_file(f"/raw/{path.relative_to(src)}", path.read_bytes())
+    shutil.make_archive(str(tmp_path / "all"), "zip", src)
+    memory.pipe_file("/all.zip", (tmp_path / "all.zip").read_bytes())
+    expected = None
+    for number, place in enumerate((src, path_of("memory://raw"), path_of("memory://all.zip"))):
+        out = tmp_path / str(number)
+        ingest(source(place, labels, key), config(out))
+        found = tree(out / "dicom")
+        del found["manifest.json"]  # an archive is another inventory than its files
+        expected = expected or found
+        assert found == expected
+    assert len(expected or {}) > 6

@@ -10,11 +10,11 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 from shards.order import rank_slice
-from train.augment import EIGHT, Expansion
-from train.batch import Expander
+from train.augment import EIGHT, Augment, Expansion
 from train.dist import World, choose_device
+from train.expand import Expander
 from train.precision import Precision
 from train.step import Stepper
 from train.store import Store
@@ -66,7 +66,7 @@ def train_toy(world: World) -> tuple[nn.Module, list[float]]:
         model=world.wrap(model),
         optim=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01),
         store=toy_store(),
-        expander=Expander({0: EIGHT, 1: Expansion(translations=3)}, 0.5, 0, SIZE),
+        expander=Expander({0: EIGHT, 1: Expansion(translations=3)}, Augment(mirror=0.5), 0, SIZE),
         precision=Precision("fp32", world.device),
         world=world,
         micro_batch=6,
@@ -85,6 +85,21 @@ def of_rank(rank: int) -> torch.Tensor:
     return torch.tensor([[10.0 * i, i] for i in share])
 
 
+def statistics_kept(world: World, rank: int) -> list[float]:
+    """This rank's batch norm statistics after they were gathered, lost and loaded; then what a
+    checkpoint of another number of ranks leaves."""
+    norm = nn.BatchNorm2d(1)
+    assert norm.running_mean is not None
+    norm.running_mean += rank + 1
+    saved = world.gather_buffers(norm)
+    norm.running_mean.zero_()
+    world.load_buffers(norm, saved)
+    found = norm.running_mean.item()
+    three = {f"{n}.running_mean": torch.full((1,), n + 6.0) for n in range(3)}
+    world.load_buffers(norm, three | {f"{n}.running_var": torch.ones(1) for n in range(3)})
+    return [found, norm.running_mean.item(), float(len(saved))]
+
+
 def on_each_rank(rank: int, port: int, folder: str) -> None:
     """What each of two processes does; what it saw is saved for the test."""
     torch.set_num_threads(1)
@@ -96,7 +111,16 @@ def on_each_rank(rank: int, port: int, folder: str) -> None:
     norm.running_mean += rank + 1
     world.average_buffers(norm)
     model, losses = train_toy(world)
+    world.check_same(model)
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    if rank == 1:  # one bit of one weight
+        with torch.no_grad():
+            next(model.parameters()).view(torch.int32)[0, 0, 0, 0] ^= 1
+    with pytest.raises(RunFailed) as diverged:
+        world.check_same(model)
     seen = {
+        "diverged": str(diverged.value),
+        "statistics": statistics_kept(world, rank),
         "is_first": world.is_first,
         "sum": world.sum([rank + 1.0, 0.5]),
         "max": world.max(float(rank)),
@@ -105,7 +129,7 @@ def on_each_rank(rank: int, port: int, folder: str) -> None:
         "mean": norm.running_mean,
         "counter": norm.num_batches_tracked,
         "losses": losses,
-        "weights": model.state_dict(),
+        "weights": trained,
     }
     torch.save(seen, Path(folder) / f"{rank}.pt")
     world.barrier()
@@ -131,6 +155,15 @@ def test_two_ranks_exchange(two_ranks):
         assert seen["one_row"].tolist() == [[1.0, 1.0]]
         assert seen["mean"].tolist() == [1.5]
         assert seen["counter"].item() == 0
+
+
+def test_ranks_that_differ_in_one_bit_are_named_on_each(two_ranks):
+    for seen in two_ranks:
+        assert seen["diverged"].startswith("the processes have diverged: the weights of rank 1 are")
+
+
+def test_each_rank_gets_its_own_statistics_again(two_ranks):
+    assert [seen["statistics"] for seen in two_ranks] == [[1.0, 7.0, 4.0], [2.0, 7.0, 4.0]]
 
 
 def test_two_ranks_end_in_the_weights_of_one(two_ranks):

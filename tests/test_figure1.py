@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.record import Missing
 from ingest.sources.figure1 import Figure1, Figure1Config
 from shards.console import UserError
 
@@ -39,7 +40,7 @@ def test_table(tmp_path: Path):
         ("COVID-00031.jpg", ("Not COVID-19",), "figure1:COVID-00031", None, None),
     ]
     missing = source.surely_missing(records)
-    assert missing == "1 of the table's 5 images (such as COVID-00031.jpg)"
+    assert missing == Missing(1, "1 of the table's 5 images (such as COVID-00031.jpg)")
 
 
 def test_flaws(tmp_path: Path):

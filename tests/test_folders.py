@@ -2,8 +2,15 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from ingest.config import IngestConfig
+from ingest.estimate import estimate
+from ingest.retry import retry
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.folders import Folders, FoldersConfig
 from shards.console import UserError
 
@@ -71,3 +78,50 @@ def test_wrong_names(tmp_path: Path, name: str):
 def test_no_folder(tmp_path: Path):
     with pytest.raises(UserError, match="no folder"):
         make(tmp_path / "nowhere", [])
+
+
+def test_an_output_inside_the_source_is_refused(tmp_path: Path):
+    source = make(tmp_path / "src", ["a/1.png", "b/1.png"])
+    for out in (tmp_path / "src", tmp_path / "src/deep/shards"):
+        for act in (ingest, estimate, retry):
+            with pytest.raises(UserError, match=r"--out .* lies in --src .*; name one outside"):
+                act(source, IngestConfig(out))
+    assert not (tmp_path / "src/deep").exists()
+
+
+def test_linked_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make(tmp_path / "src", ["a/1.png", "b/1.png"])
+    (tmp_path / "src/a/more").symlink_to(tmp_path / "src/b")
+    source = Folders(FoldersConfig(tmp_path / "src"))
+    assert len(source.files) == 2
+    assert "1 folders below" in capsys.readouterr().err
+
+
+def test_lists_take_back_every_name(tmp_path: Path):
+    names = [
+        "plain.png",
+        "line\nbreak.png",
+        "\u202eturned.png",
+        " space.png",
+        "para\u2029graph.png",
+    ]
+    rng = np.random.default_rng(0)
+    for place in (f"{label}/{name}" for label in "ab" for name in names):
+        make_image(tmp_path / "src" / place, rng)
+    whole = ingest(Folders(FoldersConfig(tmp_path / "src")), options(tmp_path / "one"))
+    lists = tmp_path / "one/folders/lists"
+    given = {f"{split}_list": lists / f"{split}.txt" for split in ("train", "val", "test")}
+    again = select(Folders(FoldersConfig(tmp_path / "src")), SelectionConfig(**given))
+    back = ingest(again, options(tmp_path / "two"))
+    assert back.splits == whole.splits
+    assert not back.excluded
+    assert "a/plain.png" in "".join(path.read_text() for path in lists.iterdir())
+
+
+def options(out: Path) -> IngestConfig:
+    return IngestConfig(out, workers=1, progress=False, near_duplicate="keep")
+
+
+def make_image(path: Path, rng: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", rng.integers(0, 256, (16, 16), np.uint8))[1].tobytes())

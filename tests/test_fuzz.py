@@ -1,9 +1,11 @@
 """Ingest under fire: damaged and hostile image files, archives and tables.
 
-`CXRSTACK_FUZZ=2000 python -m pytest tests/test_fuzz.py` runs more image files than the usual 400.
+200 image files through the workers in `make test`; in `make soak` twice 2,000 through a whole
+ingest (drawn ones, and real ones where they are), and archives and tables with random damage.
 """
 
 import gzip
+import hashlib
 import io
 import os
 import resource
@@ -12,19 +14,26 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from fuzz import Input, damaged, inputs, sound_files
+from fuzz import DAMAGES, Input, damaged, inputs, sound_files
 
+from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Encoded, Rejected, encode_image, pixel_hash
 from ingest.engines import CRASHED, Job, LocalEngine
 from ingest.files import archive_images
-from ingest.run import IngestConfig, ingest
+from ingest.record import Record
+from ingest.run import ingest
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
+from ingest.sources.folders import Folders, FoldersConfig
 from shards import console
 from shards.codec import decode_grey
 from shards.console import RunFailed, UserError
+from shards.manifest import load_manifest
+from shards.reader import read_split
+from shards.verify import verify_dataset
 
-COUNT = int(os.environ.get("CXRSTACK_FUZZ", "400"))
+COUNT, LONG = 200, 2000
 MAX_REASON = 300  # characters
 _KIB = 1 << 20  # of a GiB, as ru_maxrss counts
 _CONFIG = EncodeConfig("htj2k", None)
@@ -81,14 +90,152 @@ def test_real_image_files(shared_data: Path):
             break
     photos = sorted((shared_data / "covid-chestxray-dataset" / "images").iterdir())
     sound |= {path.name: (path.read_bytes(), None) for path in photos[:4]}
-    whole = [Input(name, data, "kept") for name, (data, _) in sound.items()]
-    for case, outcome in zip(whole, run(whole)):
-        check(case, outcome)
-        if isinstance(outcome, Encoded):
-            sound[case.name] = case.data, decode_grey(outcome.image)
-    cases = list(damaged(sound, 0, COUNT // 8))
+    cases = list(damaged(with_pixels(sound), 0, COUNT // 8))
     for case, outcome in zip(cases, run(cases)):
         check(case, outcome)
+
+
+def with_pixels(
+    sound: dict[str, tuple[bytes, np.ndarray | None]],
+) -> dict[str, tuple[bytes, np.ndarray | None]]:
+    """The sound files with the pixels that they give."""
+    whole = [Input(name, data, "kept") for name, (data, _) in sound.items()]
+    found = {}
+    for case, outcome in zip(whole, run(whole)):
+        check(case, outcome)
+        assert isinstance(outcome, Encoded)
+        found[case.name] = case.data, decode_grey(outcome.image)
+    return found
+
+
+NAMES = [
+    "{}",
+    " {} ",
+    "dots.in.{}",
+    "R\u00f6ntgen-\u80f8\u90e8 {}",
+    "-rf {}",
+    "{}.tar.gz",
+    "{}\udcff",
+    "a\nb {}",
+]
+SUFFIXES = [".png", ".jpg", ".jpeg", ".tif", ".bmp", ".gif", ".webp", ".jp2", ".pgm", ".PNG"]
+
+
+def lay_out(root: Path, cases: list[Input]) -> dict[str, Input]:
+    """Files in two class folders, under odd names and wrong extensions; the name in the tables ->
+    the case. Beside them what is no file: dangling links, a loop, folders called like images."""
+    found = {}
+    rng = np.random.default_rng(0)
+    for number, case in enumerate(cases):
+        stem = NAMES[rng.integers(len(NAMES))].format(number)
+        location = f"{'ab'[number % 2]}/{stem}{SUFFIXES[rng.integers(len(SUFFIXES))]}"
+        path = root / location
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(case.data)
+        found[Record(location, "k", ()).file] = case
+    (root / "a/gone.png").symlink_to(root / "nowhere.png")
+    (root / "a/loop.png").symlink_to(root / "a/loop.png")
+    (root / "a/around").symlink_to(root)
+    (root / "b/folder.png").mkdir()
+    (root / "b/passwd.png").symlink_to("/etc/passwd")
+    found["b/passwd.png"] = Input("link", b"", "quarantined")
+    return found
+
+
+def ingest_and_check(root: Path, cases: list[Input], out: Path) -> None:
+    """Every input ends in a shard, with its own pixels and label, or in quarantine, once."""
+    expected = lay_out(root, cases)
+    config = IngestConfig(
+        out,
+        shorter_side=0,
+        workers=2,
+        progress=False,
+        max_bad=1.0,
+        on_duplicate="keep",
+        near_duplicate="keep",
+    )
+    manifest = ingest(Folders(FoldersConfig(root)), config)
+    folder = out / "folders"
+    assert verify_dataset(folder, lambda _: None) == []
+    samples = {
+        s.meta.file: s for name in manifest.splits for s in read_split(folder, manifest, name)
+    }
+    rows = pq.read_table(folder / "quarantine.parquet").to_pylist()
+    bad = {row["member"]: row["reason"] for row in rows}
+    assert not samples.keys() & bad.keys()
+    assert samples.keys() | bad.keys() == expected.keys()
+    assert len(samples) == sum(counts.samples for counts in manifest.splits.values())
+    for name, case in expected.items():
+        if name in bad:
+            check(case, Rejected(bad[name], ""))
+            continue
+        sample = samples[name]
+        assert sample.meta.sha256 == hashlib.sha256(case.data).hexdigest()
+        assert manifest.vocabulary.decode(sample.labels) == (name[0],)
+        assert case.expected != "quarantined", case.name
+        if case.grey is not None:
+            assert np.array_equal(decode_grey(sample.image), case.grey), case.name
+
+
+@pytest.mark.soak
+def test_two_thousand_files_through_an_ingest(tmp_path: Path):
+    ingest_and_check(tmp_path / "src", list(inputs(5, LONG)), tmp_path / "out")
+
+
+@pytest.mark.soak
+def test_two_thousand_damaged_real_files_through_an_ingest(shared_data: Path, tmp_path: Path):
+    """Made from the smallest real files of each kind, and one of 1024 x 1024."""
+    photos = [p for p in (shared_data / "covid-radiography").rglob("*") if p.suffix != ".xlsx"]
+    photos = sorted((p for p in photos if p.is_file()), key=lambda p: p.stat().st_size)
+    kinds = [[p for p in photos if (p.suffix == ".png") == png][:8] for png in (True, False)]
+    sound = {
+        f"{'png' if path.suffix == '.png' else 'photo'} {path.name}": (path.read_bytes(), None)
+        for path in [*kinds[0], *kinds[1]]
+    }
+    for image in archive_images(shared_data / "chestxray14" / "images_001.tar.gz"):
+        sound[f"png {image.location}"] = image.read(), None
+        break
+    cases = list(damaged(with_pixels(sound), 1, LONG))
+    assert len(cases) == LONG
+    ingest_and_check(tmp_path / "src", cases, tmp_path / "out")
+
+
+@pytest.mark.soak
+def test_archives_with_random_damage(tmp_path: Path):
+    """One line for the user, or a data set of sound samples: never a part that looks whole."""
+    members = image_members()
+    sound = {info.name.rsplit("/", 1)[-1]: data for info, data in members}
+    whole, table = packed(members), _HEADER + rows(sound)
+    kinds = [kind for kind in DAMAGES if kind != "tail"]
+    for number in range(40):
+        rng = np.random.default_rng([7, number])
+        damage = DAMAGES[kinds[number % len(kinds)]]
+        inner = gzip.compress(damage(gzip.decompress(whole), rng), 1)
+        src = download(tmp_path / str(number), damage(whole, rng) if number % 2 else inner, table)
+        message = ingest_all(src, src.parent / "out")
+        assert len(message) < 1000
+        if not message:
+            folder = src.parent / "out/chestxray14"
+            manifest = load_manifest(folder)
+            assert sum(c.samples for c in manifest.splits.values()) + len(
+                pq.read_table(folder / "quarantine.parquet")
+            ) + sum(manifest.excluded.get(reason, 0) for reason in _COPIES) == len(sound)
+
+
+_COPIES = ("duplicate: same bytes", "duplicate: same pixels", "duplicate with other labels")
+
+
+@pytest.mark.soak
+def test_tables_with_random_damage(tmp_path: Path):
+    archive = packed(image_members())
+    kinds = list(DAMAGES)
+    for number in range(40):
+        rng = np.random.default_rng([8, number])
+        harmed = DAMAGES[kinds[number % len(kinds)]](_TABLE.encode(), rng)
+        src = download(tmp_path / str(number), archive, harmed)
+        message = ingest_all(src, src.parent / "out", allow_missing=True)
+        assert len(message) < 2000
+        assert message or (src.parent / "out/chestxray14/manifest.json").is_file()
 
 
 def test_inputs_are_the_same_for_the_same_seed():
@@ -98,7 +245,7 @@ def test_inputs_are_the_same_for_the_same_seed():
 
 def test_a_crash_and_a_hang_reject_one_image_each():
     names = ["sound", "crash", "sound", "hang", "sound"]
-    with LocalEngine(2, misbehave, seconds=0.5) as engine:
+    with LocalEngine(2, misbehave, seconds=2) as engine:
         results = list(engine.map(Job(name, "", name.encode()) for name in names))
     reasons = [out.reason if isinstance(out, Rejected) else "" for _, out in results]
     assert reasons == ["", CRASHED, "", CRASHED, ""]
@@ -156,7 +303,7 @@ def ingest_all(src: Path, out: Path, **options: bool) -> str:
     """The user's one line, or "" when the ingest finished. Anything else raises."""
     config = IngestConfig(out, workers=1, progress=False, max_bad=1.0, **options)
     try:
-        ingest(ChestXray14(ChestXray14Config(src, random_split=True)), config)
+        ingest(ChestXray14(ChestXray14Config(src)), config)
     except (UserError, RunFailed) as error:
         return str(error)
     return ""

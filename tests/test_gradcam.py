@@ -1,5 +1,6 @@
 """Grad-CAM against CAM and against plain loops; overlays; the explain command."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +11,14 @@ from torch.nn import functional as F
 from torchvision.models import DenseNet
 
 from serve.explain.command import ExplainConfig, explain
-from serve.explain.gradcam import grad_cam
+from serve.explain.gradcam import Cam, GradCam
 from serve.explain.overlay import colour, encode, overlay, strip
+from serve.explain.subjects import Where, from_files, parse_where
+from serve.predictions import read_label_table
 from shards.codec import decode_grey
 from shards.codec import encode as encode_grey
 from shards.console import RunFailed, UserError
+from train.models import build_model, head
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,10 @@ def slow_grad_cam(model: DenseNet, image: torch.Tensor, label: int) -> torch.Ten
         coarse += gradient[0, channel].mean() * maps[0, channel].detach()
     fine = F.interpolate(coarse.relu()[None, None], image.shape[-2:], mode="bilinear")[0, 0]
     return fine / fine.max() if fine.max() > 0 else fine
+
+
+def grad_cam(model: torch.nn.Module, images: torch.Tensor, label) -> torch.Tensor:
+    return GradCam(model)(images, torch.as_tensor(label).expand(len(images)))
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
@@ -83,9 +91,44 @@ def test_gradcam_of_nothing_is_zero(model, images):
     assert grad_cam(bias_only.eval(), images[:1], 0).max() == 0
 
 
-def test_gradcam_refuses_another_build(images):
-    with pytest.raises(UserError, match="no Grad-CAM for Conv2d"):
-        grad_cam(torch.nn.Conv2d(3, 3, 1), images, 0)
+@pytest.mark.parametrize("label", [0, 2])
+def test_cam_is_the_absolute_value_over_its_maximum(model, images, label):
+    with torch.no_grad():
+        maps = F.relu(model.features(images))
+        coarse = torch.einsum("c,nchw->nhw", model.classifier.weight[label], maps).abs()
+    fine = F.interpolate(coarse[:, None], images.shape[-2:], mode="bilinear")[:, 0]
+    ours = Cam(model)(images, torch.full((4,), label))
+    torch.testing.assert_close(ours, fine / fine.amax((1, 2), keepdim=True), rtol=1e-4, atol=1e-5)
+
+
+ARCHITECTURES = ("resnet18", "squeezenet1_1", "xception")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradcam_equals_hooks_on_the_last_maps_of_every_build(architecture, images):
+    torch.manual_seed(0)
+    net = build_model(architecture, 3).eval()
+    torch.nn.init.ones_(head(net).bias)  # SqueezeNet ends in a ReLU
+    layer = {"resnet18": "layer4", "squeezenet1_1": "features", "xception": "act4"}[architecture]
+    kept = []
+    hook = net.get_submodule(layer).register_forward_hook(lambda m, i, out: kept.append(out))
+    logits = net(images)
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, 1].sum(), kept[0])
+    coarse = (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1, keepdim=True).relu()
+    fine = F.interpolate(coarse, images.shape[-2:], mode="bilinear")[:, 0].detach()
+    expected = fine / fine.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    torch.testing.assert_close(grad_cam(net, images, 1), expected, rtol=1e-3, atol=1e-4)
+    assert Cam(net)(images, torch.ones(4, dtype=torch.long)).shape == (4, 96, 96)
+
+
+def test_networks_without_maps_or_a_single_layer_are_refused(images):
+    flat = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 96), torch.nn.Flatten()).eval()
+    with pytest.raises(UserError, match="no feature maps in Sequential"):
+        grad_cam(flat, images, 0)
+    soares = build_model("resnet18", 3, head="soares", size=64).eval()
+    with pytest.raises(UserError, match="no CAM for SoaresNet"):
+        Cam(soares)
 
 
 def test_overlay_is_half_heat_half_image():
@@ -102,6 +145,22 @@ def test_overlay_is_half_heat_half_image():
     assert encode(strip(image, heat), ".png").startswith(b"\x89PNG")
 
 
+def test_signed_maps_are_red_above_and_blue_below():
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 0], heat[1, 1] = 2.0, -1.0
+    colours = colour(heat, signed=True)
+    assert colours[0, 0].tolist() == [255, 0, 0]
+    assert colours[3, 3].tolist() == [255, 255, 255]
+    red, green, blue = colours[1, 1].tolist()
+    assert blue == 255
+    assert red == green < 255
+    image = np.full((4, 4), 100, np.uint8)
+    over = overlay(image, heat, signed=True)
+    assert (over[3, 3] == 100).all()
+    assert over[0, 0, 0] > 200 > 50 > over[0, 0, 2]
+    assert (colour(np.zeros((4, 4), np.float32), signed=True) == 255).all()
+
+
 @pytest.fixture
 def files(tmp_path):
     """Two images of 80 x 60 pixels, and a file that is none."""
@@ -116,23 +175,90 @@ def files(tmp_path):
 def trained(model, monkeypatch):
     """What stands for a run folder: the small network, with names for its outputs."""
     labels = ("Normal", "Viral Pneumonia", "COVID-19")
-    spec = SimpleNamespace(labels=labels, exclusive=True, size=64, shorter_side=None)
+    spec = SimpleNamespace(
+        labels=labels,
+        exclusive=True,
+        size=64,
+        shorter_side=None,
+        output="sigmoid",
+        stage="covid",
+        weights_sha256="0" * 64,
+        synthetic=True,
+    )
     monkeypatch.setattr("train.runs.load_run_model", lambda run, stage: (model, spec))
 
 
-def test_explain_writes_strips_and_maps(files, trained, tmp_path, capsys):
+def run_explain(images, out, **settings):
+    explain(ExplainConfig(run=Path("run"), out=out, images=images, **settings))
+    return json.loads((out / "explanations.json").read_bytes())
+
+
+def test_explain_writes_strips_maps_and_a_list(files, trained, tmp_path, capsys):
     images = (files / "a.png", files / "b b.png")
     out = tmp_path / "out"
-    explain(ExplainConfig(images, Path("run"), out, label="Viral Pneumonia"))
-    names = sorted(path.name for path in out.iterdir())
-    assert names[:2] == ["a-gradcam-Viral_Pneumonia.npy", "a-gradcam-Viral_Pneumonia.png"]
-    assert len(names) == 4
-    heat = np.load(out / names[0], allow_pickle=False)
+    told = run_explain(images, out, label="Viral Pneumonia", method="gradcam,lrp")
+    assert len(list(out.iterdir())) == 2 * 2 * 3 + 1
+    assert told["methods"] == ["gradcam", "lrp"]
+    first, second = [item for item in told["items"] if item["key"] == "a"]
+    assert first["map"] == "a-gradcam-Viral_Pneumonia.npy"
+    assert (first["truth"], first["wrong"]) == (None, None)
+    heat = np.load(out / first["map"], allow_pickle=False)
     assert heat.shape == (64, 64)
     assert heat.dtype == np.float32
     assert 0 <= heat.min() <= heat.max() <= 1
-    assert decode_grey((out / names[1]).read_bytes()).shape == (64, 192)
-    assert capsys.readouterr().out.count("Viral Pneumonia 0.") == 2
+    assert decode_grey((out / first["strip"]).read_bytes()).shape == (64, 192)
+    assert decode_grey((out / first["overlay"]).read_bytes()).shape == (64, 64)
+    relevance = np.load(out / second["map"], allow_pickle=False)
+    assert relevance.sum() == pytest.approx(second["relevance_sum"], rel=1e-4)
+    if not second["bias_decides"]:
+        assert second["relevance_sum"] == pytest.approx(second["logit"], rel=0.02)
+    assert capsys.readouterr().out.count("Viral Pneumonia 0.") == 4
+
+
+def test_explain_takes_rows_of_a_score_file(trained, tiny_shards, tmp_path):
+    folder = tiny_shards / "covid-radiography"
+    truth = read_label_table(folder, "test")
+    names = truth.names
+    rows = [["key", *names]]
+    for key, labels in zip(truth.keys, truth.labels):
+        called = labels == 1 if len(rows) % 2 else np.roll(labels == 1, 1)
+        rows.append([key, *np.where(called, 0.9, 0.1)])
+    scores = tmp_path / "scores.csv"
+    scores.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    settings = {"shards": folder, "scores": scores, "precision": "fp32"}
+    wrong = run_explain((), tmp_path / "a", where="error", **settings)
+    assert {item["key"] for item in wrong["items"]} == set(truth.keys[1::2])
+    positives = run_explain((), tmp_path / "b", where=f"true={names[2]}", limit=2, **settings)
+    assert len(positives["items"]) == 2
+    assert all(item["truth"] == [names[2]] for item in positives["items"])
+    both = f"true={names[0]},predicted={names[0]}"
+    right = run_explain((), tmp_path / "c", where=both, **settings)
+    assert {item["key"] for item in right["items"]} <= set(truth.keys[::2])
+    with pytest.raises(UserError, match="no such label"):
+        run_explain((), tmp_path / "d", where="true=Measles", **settings)
+    with pytest.raises(UserError, match="no split 'tes'"):
+        run_explain((), tmp_path / "d", split="tes", shards=folder)
+
+
+def test_a_dicom_files_name_is_no_key(tmp_path):
+    path = tmp_path / "DOE^JANE.dcm"
+    path.write_bytes(b"\0" * 128 + b"DICM")
+    (subject,) = from_files([path])
+    assert subject.key.startswith("dicom-")
+    assert "JANE" not in subject.key
+
+
+@pytest.mark.parametrize(
+    "text", ["true", "error=1", "wrong", "true=a,true=b", "predicted=", "truth=a"]
+)
+def test_where_refuses_what_it_does_not_understand(text):
+    with pytest.raises(UserError, match="--where"):
+        parse_where(text)
+
+
+def test_where_reads_its_terms():
+    assert parse_where("") == Where()
+    assert parse_where("true=No Finding, error") == Where("No Finding", None, True)
 
 
 def test_explain_does_the_others_and_fails_when_an_image_is_broken(
@@ -140,15 +266,18 @@ def test_explain_does_the_others_and_fails_when_an_image_is_broken(
 ):
     out = tmp_path / "out"
     with pytest.raises(RunFailed, match="1 of 2 images could not be read"):
-        explain(ExplainConfig((files / "broken.png", files / "a.png"), Path("run"), out))
-    assert len(list(out.glob("a-gradcam-*.png"))) == 1
+        run_explain((files / "broken.png", files / "a.png"), out)
+    assert len(list(out.glob("a-gradcam-*.png"))) == 2
     assert "broken.png: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "no method 'magic'; there are: gradcam"),
+        ({"method": "gradcam,magic"}, "no method 'magic'; there are: lrp, gradcam, cam"),
+        ({"method": "cam", "limit": 0}, "--limit is 0"),
+        ({"where": "error"}, "choose among the images of --shards"),
+        ({"shards": Path("x")}, "take one of them"),
         ({"label": "Covid"}, "no label 'Covid' .* Normal, Viral Pneumonia, COVID-19"),
         ({"images": ()}, "no image named"),
         ({"images": (Path("none.png"),)}, r"no file none\.png"),
@@ -164,4 +293,4 @@ def test_explain_refuses_two_images_of_one_name(files, trained, tmp_path):
     (files / "c").mkdir()
     (files / "c" / "a.png").write_bytes((files / "a.png").read_bytes())
     with pytest.raises(UserError, match="the same file"):
-        explain(ExplainConfig((files / "a.png", files / "c" / "a.png"), Path("run"), tmp_path))
+        run_explain((files / "a.png", files / "c" / "a.png"), tmp_path)

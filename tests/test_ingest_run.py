@@ -9,7 +9,7 @@ import pytest
 from ingest_runs import config, covid, nih, run_cli, tree
 
 from ingest.run import ingest
-from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
+from ingest.selection import SelectionConfig, select
 from shards.codec import decode_grey
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest
@@ -84,7 +84,7 @@ def test_splits_tables_and_lists_agree(tiny_shards: Path):
 def test_lists_give_the_same_split_again(tiny_raw: Path, tiny_shards: Path, tmp_path: Path):
     lists = tiny_shards / "chestxray14/lists"
     given = {f"{split}_list": lists / f"{split}.txt" for split in ("train", "val", "test")}
-    source = ChestXray14(ChestXray14Config(tiny_raw / "chestxray14", **given))
+    source = select(nih(tiny_raw), SelectionConfig(**given))
     # The quarantined image is in no list now.
     manifest = ingest(source, config(tmp_path))
     assert manifest.splits == load_manifest(tiny_shards / "chestxray14").splits

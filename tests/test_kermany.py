@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.selection import SelectionConfig, select
 from ingest.sources.kermany import Kermany, KermanyConfig, parse_name
 from ingest.split import TRAIN_VAL
 from shards.console import UserError
@@ -73,9 +74,10 @@ def test_a_patient_of_two_folders_stays_in_test(tmp_path: Path):
 
 
 def test_random_split(tmp_path: Path):
-    source = make(tmp_path, NAMES, random_split=True)
-    assert {r.split for r in source.records()} == {None}
-    assert source.split.fractions == (0.8, 0.1, 0.1)
+    again = "train/PNEUMONIA/person1_virus_7.jpeg"
+    source = select(make(tmp_path, [*NAMES, again]), SelectionConfig(random_split=True))
+    assert {(r.split, r.excluded) for r in source.records()} == {(None, None)}
+    assert source.split.fractions == (0.7, 0.1, 0.2)
 
 
 def test_wrong_folders_and_names(tmp_path: Path):

@@ -20,6 +20,7 @@ ROOMS = {
 SHARDS_LIBRARIES = [
     "numpy",
     "cv2",
+    "fsspec",
     "imagecodecs",
     "kornia_rs",
     "PIL",
@@ -30,6 +31,9 @@ SHARDS_LIBRARIES = [
 ]
 WITHOUT_TORCH = [
     *("score", "archives", "entries", "tars", "units", "decode", "score_folder", "predictions"),
+    *("thresholds", "parity", "inspect", "model_card", "triton", "quantise", "taps", "rewrite"),
+    *("zips", "network", "score_inputs", "score_run", "score_csv", "score_ray", "gpus", "dry_run"),
+    *("summary",),
     *("tables", "providers", "model_info", "evaluate", "intervals", "confusion", "figures"),
 ]
 

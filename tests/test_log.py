@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from shards.console import UserError
-from train.log import MetricsLog, read_metrics, write_settings
-from train.recipes import demo
+from train.log import MetricsLog, read_metrics
+from train.recipes.bassi import demo
+from train.settings import write_settings
 from train.store import InputConfig
 
 

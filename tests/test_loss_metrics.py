@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.loss import masked_bce_sum
+from train.loss import Loss, masked_bce_sum, masked_softmax_sum, probabilities
 from train.metrics import Metrics, auroc, evaluate_logits
 
 LABEL = st.sampled_from([-1, 0, 1])
@@ -46,6 +46,62 @@ def test_masked_bce_matches_loops(case):
     per_row = masked_bce_sum(*tensors, per_row=True).numpy()
     np.testing.assert_allclose(per_row, rows, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(masked_bce_sum(*tensors).item(), sum(rows), rtol=1e-5, atol=1e-6)
+
+
+@given(predictions(), st.sampled_from([None, (1.0, 2.0, 0.5, 3.0)]))
+def test_masked_softmax_matches_loops(case, weights):
+    logits, labels = case
+    labels = np.where(np.arange(labels.shape[1]) == labels.argmax(1)[:, None], labels, 0)
+    own = None if weights is None else torch.tensor(weights[: labels.shape[1]])
+    rows = []
+    for row, truth in zip(logits.astype(float), labels):
+        total = math.log(sum(math.exp(z) for z in row))
+        chosen = [i for i, y in enumerate(truth) if y == 1]
+        rows.append(sum((total - row[i]) * (weights[i] if weights else 1) for i in chosen))
+    tensors = torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int8))
+    per_row = masked_softmax_sum(*tensors, weights=own, per_row=True).numpy()
+    np.testing.assert_allclose(per_row, rows, rtol=1e-4, atol=1e-4)
+    loss = Loss("softmax", own)
+    np.testing.assert_allclose(loss.sum(*tensors).item(), sum(rows), rtol=1e-4, atol=1e-4)
+    assert loss.terms(labels).tolist() == [int(1 in truth) for truth in labels.tolist()]
+
+
+def test_softmax_is_torchs_cross_entropy():
+    torch.manual_seed(0)
+    logits, truth = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    labels = torch.nn.functional.one_hot(truth).to(torch.int8)
+    expected = torch.nn.functional.cross_entropy(logits, truth, reduction="sum")
+    torch.testing.assert_close(Loss("softmax").sum(logits, labels), expected)
+    labels[3] = -1  # unknown: the row counts nothing
+    kept = torch.arange(6) != 3
+    expected = torch.nn.functional.cross_entropy(logits[kept], truth[kept], reduction="sum")
+    torch.testing.assert_close(Loss("softmax").sum(logits, labels), expected)
+
+
+@given(predictions())
+def test_class_weights_multiply_the_yes_terms(case):
+    logits, labels = case
+    weights = [2.0, 0.5, 3.0, 1.0][: labels.shape[1]]
+    loss = Loss("sigmoid", torch.tensor(weights))
+    found = loss.sum(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    terms = [
+        bce(float(z), int(y)) * (w if y == 1 else 1)
+        for row, truth in zip(logits, labels)
+        for z, y, w in zip(row, truth, weights)
+        if y != -1
+    ]
+    np.testing.assert_allclose(found, sum(terms), rtol=1e-4, atol=1e-4)
+    assert loss.terms(labels).tolist() == (labels != -1).sum(1).tolist()
+
+
+def test_scores_order_images_as_the_probabilities_do():
+    logits = np.array([[2.0, 5.0], [1.0, 0.0]])
+    tensor = torch.from_numpy(logits)
+    for output in ("sigmoid", "softmax"):
+        shown = probabilities(tensor, output).numpy()
+        assert (Loss(output).scores(logits).argsort(0) == shown.argsort(0)).all()
+    # Of softmax the larger logit (2 against 1) is the smaller probability (0.05 against 0.73).
+    assert (probabilities(tensor, "softmax")[:, 0] > 0.5).tolist() == [False, True]
 
 
 def test_unknown_labels_give_no_gradient():
@@ -105,3 +161,23 @@ def test_accuracy_is_of_the_argmax():
 def test_auroc_mean_leaves_out_what_has_none():
     assert Metrics(0.0, None, (0.5, None, 1.0)).auroc_mean == 0.75
     assert Metrics(0.0, None, (None,)).auroc_mean is None
+
+
+@given(predictions(), st.booleans())
+def test_f1_is_that_of_counting(drawn, exclusive):
+    logits, labels = drawn
+    found = evaluate_logits(logits, labels, exclusive)
+    expected = []
+    for column in range(labels.shape[1]):
+        hits = misses = false = 0
+        for row, truth in enumerate(labels[:, column]):
+            called = logits[row, column] >= 0
+            if exclusive:
+                called = int(np.argmax(logits[row])) == column
+            hits += truth == 1 and called
+            misses += truth == 1 and not called
+            false += truth == 0 and called
+        expected.append(2 * hits / (2 * hits + misses + false) if hits + misses else None)
+    assert found.f1 == pytest.approx(expected)
+    known = [value for value in expected if value is not None]
+    assert found.f1_mean == (pytest.approx(np.mean(known)) if known else None)

@@ -119,12 +119,14 @@ def test_evaluate_explain_and_report(run: Path, tiny_shards: Path, tiny_raw: Pat
     images = sorted((tiny_raw / COVID / "COVID-19").glob("*.png"))[:2]
     explain = f"serve explain --run {run} --method gradcam --out {run}/maps"
     command(explain, *map(str, images))
-    assert len(list((run / "maps").glob("*.png"))) == 2
+    made = [path.name for path in (run / "maps").glob("*.png")]
+    assert len(made) == 4  # of two images the strip and the overlay
+    assert sum(name.endswith("-overlay.png") for name in made) == 2
     command(f"serve report --run {run} --out {run}/report.html")
     page = (run / "report.html").read_text()
     assert "not a medical device" in page
     assert "SYNTHETIC DATA" in page
-    assert "data:image/png;base64," in page
+    assert "data:image/webp;base64," in page
 
 
 def test_the_metrics_log_counts_every_copy(run: Path):
@@ -135,6 +137,7 @@ def test_the_metrics_log_counts_every_copy(run: Path):
     assert {line["copies"] for line in lines if line["stage"] == "covid"} == {batches * 9 * 8}
 
 
+@pytest.mark.soak
 def test_network_c_on_real_images(shared_data: Path, tmp_path: Path):
     shards = tmp_path / "shards"
     nih = f"ingest chestxray14 --src {shared_data / 'chestxray14'} --out {shards}"

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ingest.config import IngestConfig
 from ingest.label_map import read_label_map
 from ingest.merge import MergeConfig, map_record, merge
 from ingest.record import Record
-from ingest.run import IngestConfig, ingest
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_chestxray import CovidChestxray, CovidChestxrayConfig
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from shards.codec import decode_grey
@@ -50,7 +52,7 @@ def sets(tiny_raw: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFac
         name = "second"
 
     config = IngestConfig(out, shorter_side=128, workers=1, progress=False)
-    ingest(Second(CovidRadiographyConfig(raw, test_per_class=3)), config)
+    ingest(select(Second(CovidRadiographyConfig(raw)), SelectionConfig(test_per_class=3)), config)
     shutil.copytree(tiny_shards / "covid-radiography", out / "covid-radiography")
     shutil.rmtree(raw)
     (out / "map.csv").write_text(MAP)
@@ -230,7 +232,8 @@ def test_the_copies_that_two_real_sets_share_are_found(shared_data: Path, tmp_pa
     config = IngestConfig(
         tmp_path / "sets", shorter_side=128, workers=2, progress=False, allow_missing=True
     )
-    ingest(CovidRadiography(CovidRadiographyConfig(tmp_path / "raw", test_per_class=1)), config)
+    radiography = CovidRadiography(CovidRadiographyConfig(tmp_path / "raw"))
+    ingest(select(radiography, SelectionConfig(test_per_class=1)), config)
     chestxray = CovidChestxrayConfig(shared_data / "covid-chestxray-dataset")
     ingest(CovidChestxray(chestxray), config)
     rows = ["covid-chestxray,Not COVID-19,", "covid-chestxray,COVID-19,COVID-19"]

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.order import epoch_order, global_batch, rank_slice, steps_per_epoch
+from shards.order import (
+    copy_order,
+    epoch_order,
+    global_batch,
+    rank_slice,
+    samples_of,
+    steps_per_epoch,
+)
 
 COUNT = st.integers(1, 300)
 BATCH = st.integers(1, 40)
@@ -66,3 +73,77 @@ def test_no_step_beyond_the_epoch():
         global_batch(order, 2, 5, "short")
     with pytest.raises(IndexError):
         global_batch(order, -1, 5, "short")
+
+
+WORLD = st.integers(1, 16)
+
+
+def shares_of_epoch(order, steps, batch, remainder, world):
+    """[rank][step] -> what that rank trains on."""
+    batches = [global_batch(order, step, batch, remainder) for step in steps]
+    return [[rank_slice(b, rank, world) for b in batches] for rank in range(world)]
+
+
+@given(COUNT, BATCH, WORLD, st.sampled_from(["wrap", "drop"]), st.booleans())
+def test_every_rank_takes_every_step(count, batch, world, remainder, single_copies):
+    batch = max(batch, world)  # check_stage demands it
+    order = epoch_order(count, seed=1, epoch=2)
+    if single_copies:
+        order = copy_order(order, 1 + order % 5, seed=1, epoch=2)
+    steps = range(steps_per_epoch(len(order), batch, remainder))
+    ranks = shares_of_epoch(order, steps, batch, remainder, world)
+    assert {len(shares) for shares in ranks} == {len(steps)}
+    assert all(len(share) for shares in ranks for share in shares)
+    units = [tuple(np.atleast_1d(u)) for shares in ranks for share in shares for u in share]
+    everything = {tuple(np.atleast_1d(unit)) for unit in order}
+    if remainder == "drop":
+        assert len(units) == len(set(units)) == len(order) // batch * batch
+    else:  # once, and what fills up the last step
+        assert set(units) == everything
+        assert len(units) - len(everything) == -len(order) % batch
+
+
+@given(COUNT, BATCH, WORLD, WORLD, st.integers(0, 20), st.booleans())
+def test_an_epoch_goes_on_with_other_ranks(count, batch, before, after, stop, single_copies):
+    order = epoch_order(count, seed=3, epoch=4)
+    if single_copies:
+        order = copy_order(order, 1 + order % 3, seed=3, epoch=4)
+    total = steps_per_epoch(len(order), batch, "wrap")
+    stop = min(stop, total)
+    first = shares_of_epoch(order, range(stop), batch, "wrap", before)
+    # (seed, epoch, step) is all that the second run knows.
+    again = epoch_order(count, seed=3, epoch=4)
+    if single_copies:
+        again = copy_order(again, 1 + again % 3, seed=3, epoch=4)
+    second = shares_of_epoch(again, range(stop, total), batch, "wrap", after)
+    whole = shares_of_epoch(order, range(total), batch, "wrap", 1)[0]
+    for step in range(total):
+        ranks, number = (first, step) if step < stop else (second, step - stop)
+        found = np.concatenate([shares[number] for shares in ranks])
+        assert sorted(found.tolist()) == sorted(whole[step].tolist())
+
+
+@given(st.integers(0, 300), WORLD)
+def test_evaluation_sees_each_sample_once(count, world):
+    shares = [rank_slice(np.arange(count), rank, world) for rank in range(world)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 72)), max_size=40), st.integers(0, 9))
+def test_the_copies_of_an_epoch_come_once_each(drawn, epoch):
+    samples = np.array([sample for sample, _ in drawn], np.int64)
+    factors = np.array([factor for _, factor in drawn], np.int64)
+    order = copy_order(samples, factors, seed=7, epoch=epoch)
+    expected = sorted([s, copy] for s, f in drawn for copy in range(f))
+    assert sorted(order.tolist()) == expected
+    assert np.array_equal(order, copy_order(samples, factors, seed=7, epoch=epoch))
+    assert np.array_equal(samples_of(order), order[:, 0])
+    assert np.array_equal(samples_of(samples), samples)
+
+
+def test_copies_are_shuffled_over_the_whole_epoch():
+    order = copy_order(np.arange(20), np.full(20, 8), seed=0, epoch=0)
+    assert len(set(order[:32, 0].tolist())) > 10
+    other = copy_order(np.arange(20), np.full(20, 8), seed=0, epoch=1)
+    assert not np.array_equal(order, other)

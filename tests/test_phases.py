@@ -1,5 +1,6 @@
 """train.phases: early stopping as a property of any course of validation losses."""
 
+import json
 import math
 
 from hypothesis import given
@@ -54,12 +55,24 @@ def test_improved_is_said_after_each_new_best_epoch_only(losses):
         assert progress.improved == (best_of(losses[:epoch]) == epoch)
 
 
+@given(LOSSES)
+def test_what_is_kept_is_the_last_or_the_most_accurate(accuracies):
+    last = accurate = Progress()
+    for epoch, accuracy in enumerate(accuracies[:20], 1):
+        last = last.after_epoch(1.0 / epoch, accuracy, "last")
+        accurate = accurate.after_epoch(float(epoch), accuracy, "best accuracy")
+        assert last.improved
+        assert accurate.best_epoch == best_of([-a for a in accuracies[:epoch]])
+        assert accurate.epoch == len(accurate.val_losses) == epoch
+        assert accurate.best_val_loss == (accurate.best_epoch or math.inf)
+
+
 @given(LOSSES, st.integers(0, 60), st.integers(0, 5))
 def test_a_position_survives_json(losses, count, step):
     at = Position(step=step, lines=count, phases=[{"name": "x", "epochs": 3}])
     for loss in losses[:count]:
         if not math.isnan(loss):
             at.end_epoch(loss)
-    again = Position.from_json(at.to_json())
+    again = Position.from_json(json.loads(json.dumps(at.to_json())))
     assert again == at
     assert again.epoch == 3 + at.progress.epoch

@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ingest_runs import config, covid
 
+from ingest.config import IngestConfig
+from ingest.estimate import estimate
 from ingest.merge import MergeConfig, merge
-from ingest.redact import Rectangle, blacken, read_rectangles
+from ingest.redact import blacken
 from ingest.resplit import ResplitConfig, resplit
 from ingest.retry import retry
-from ingest.run import IngestConfig, ingest
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from shards.codec import decode_grey
 from shards.console import UserError
 from shards.manifest import Manifest
 from shards.preprocess import reduce_shorter_side
 from shards.reader import read_split
+from shards.rectangles import Rectangle, read_rectangles
 from shards.verify import verify_dataset
 
 FOLDERS = ("COVID-19", "NORMAL", "Viral Pneumonia")
@@ -25,9 +30,10 @@ FOLDERS = ("COVID-19", "NORMAL", "Viral Pneumonia")
 
 def run(raw: Path, out: Path, table: Path | None, **options) -> Manifest:
     folder = raw / "covid-radiography"
-    source = CovidRadiographyConfig(folder, test_per_class=3, exclude=folder / "exclude.txt")
+    selection = SelectionConfig(test_per_class=3, exclude=folder / "exclude.txt")
+    source = select(CovidRadiography(CovidRadiographyConfig(folder)), selection)
     given_ = {"shorter_side": 128, "workers": 1, "progress": False, "redact": table} | options
-    return ingest(CovidRadiography(source), IngestConfig(out, **given_))
+    return ingest(source, IngestConfig(out, **given_))
 
 
 def table(tmp_path: Path, rows: list[str]) -> Path:
@@ -121,7 +127,10 @@ def test_what_would_uncover_the_words_is_refused(tiny_raw: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["NORMAL/none.png,1,1,5,5"], "names 1 files that the data set lacks, such as NORMAL/none"),
+        (
+            ["NORMAL/none.png,1,1,5,5"],
+            "names 1 files that the data set lacks; its files are",
+        ),
         (["NORMAL/NORMAL (2).png,1,1,0,5"], "line 2: .*w and h above 0"),
         (["NORMAL/NORMAL (2).png,1,1,5"], "line 2: "),
         (["NORMAL/NORMAL (2).png,nan,1,5,5"], "line 2: "),
@@ -138,6 +147,9 @@ def test_other_bad_requests(tiny_raw: Path, tmp_path: Path, words: Path):
         run(tiny_raw, tmp_path / "out", words, format="keep", shorter_side=None)
     with pytest.raises(UserError, match="cannot read"):
         run(tiny_raw, tmp_path / "out", tmp_path / "none.csv")
+    words.write_text("file,x,y,w,h\nnowhere.png,1,1,2,2\n")
+    with pytest.raises(UserError, match="names 1 files that the data set lacks"):
+        estimate(covid(tiny_raw), config(tmp_path / "out", redact=words))
     words.write_text("a,b\n")
     with pytest.raises(UserError, match="expected file,x,y,w,h"):
         read_rectangles(words)

@@ -2,129 +2,45 @@
 
 import json
 import re
-from dataclasses import asdict
+import tomllib
+from fnmatch import fnmatch
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import tyro
+from report_runs import (
+    EVIL,
+    LABELS,
+    evaluate_run,
+    make_dataset,
+    make_run,
+    scored,
+    write_faithfulness,
+    write_features,
+    write_shortcuts,
+)
 
-from serve import report
-from serve.evaluate import measure, write_metrics, write_pictures
-from serve.gallery import Picture, choose, make_pictures, read_images, wrong_calls
-from serve.predictions import Joined
-from serve.report import ReportConfig, interval, percent, write_report
-from shards.codec import encode
+from serve import report_run
+from serve.gallery import Gallery, Picture
+from serve.report import ReportConfig, write_report
+from serve.report_charts import embed
+from serve.report_maps import image_webp, to_layer
+from serve.report_page import FOLDER, interval, level, percent, policy, signed
 from shards.console import UserError
-from shards.manifest import Manifest, SplitCounts
-from shards.sample import Sample, SampleMeta
-from shards.writer import write_shard
-
-EVIL = "<script>alert(1)</script>"
-LABELS = ("Normal", "Viral $Pneumonia", EVIL)
-
-
-def write_json(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    """Six test images of three labels, image i of grey level 10 i."""
-    folder = tmp_path / "shards" / "toy"
-    samples = [
-        Sample(
-            key=f"image-{i}",
-            image=encode(np.full((64, 96), 10 * i, np.uint8), "png"),
-            extension="png",
-            labels=np.eye(3, dtype=np.int8)[i % 3],
-            meta=SampleMeta("toy", f"{EVIL}.png", "0" * 64, 96, 64),
-        )
-        for i in range(6)
-    ]
-    shards = tuple(
-        write_shard(folder / "test" / f"toy-test-{n}.tar", "test", samples[3 * n : 3 * n + 3])
-        for n in range(2)
-    )
-    manifest = Manifest(
-        dataset="toy",
-        labels=LABELS,
-        exclusive=True,
-        image_extension="png",
-        preprocessing_version=1,
-        shorter_side=None,
-        splits={"test": SplitCounts(6, dict.fromkeys(LABELS, 2))},
-        excluded={"duplicate: same pixels": 3, f"lateral {EVIL}": 1},
-        settings={},
-        shards=shards,
-        synthetic=True,
-        notes=("A note.",),
-    )
-    (folder / "manifest.json").write_bytes(manifest.to_json())
-    table = pa.table({"reason": ["empty file", "does not decode: a", "does not decode: b"]})
-    pq.write_table(table, folder / "quarantine.parquet")
-    return folder, manifest
+def run(tmp_path):
+    make_dataset(tmp_path / "shards" / "toy")
+    return make_run(tmp_path / "runs" / f"run {EVIL[2:8]}", tmp_path / "shards")
 
 
-@pytest.fixture
-def run(tmp_path, dataset):
-    """A finished run of two phases, without a model, scores or an evaluation."""
-    folder = tmp_path / "runs" / f"run {EVIL[:8]}"
-    phases = [{"name": "output layer", "epochs": 2}, {"name": f"all {EVIL}", "epochs": 2}]
-    settings = {
-        "recipe": "network-c",
-        "config": {"stages": [{"name": "covid", "dataset": "toy", "phases": phases}]},
-        "shards": str(dataset[0].parent),
-        "command": f"python -m train network-c # {EVIL}",
-        "commit": "0123456789abcdef",
-        "synthetic": True,
-    }
-    write_json(folder / "settings.json", settings)
-    write_json(folder / "environment.json", {"torch": "2.11", "gpu": None, "cpu": EVIL})
-    rows = [
-        {
-            "stage": "covid",
-            "phase": 1 + epoch // 3,
-            "phase_name": phases[epoch // 3]["name"],
-            "epoch": epoch,
-            "train_loss": 1 / epoch,
-            "val_loss": 1.1 / epoch,
-            "val_accuracy": 1 - 0.4 / epoch,
-            "val_auroc": None,
-            "lr": 1e-3,
-            "seconds": 2.0,
-            "step_s": 0.5,
-            "img_s": 1234.0,
-            "copies": 100,
-            "time": 0.0,
-        }
-        for epoch in range(1, 5)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    test = {"accuracy": 0.875, "auroc_mean": 0.912}
-    told = {"best_epoch": 2, "best_val_loss": 0.25, "test": test}
-    result = {"phases": [{**phase, **told} for phase in phases]}
-    write_json(folder / "covid" / "result.json", result)
-    return folder
-
-
-def join_arrays(truth, probabilities):
-    keys = tuple(f"image-{i}" for i in range(len(truth)))
-    return Joined(keys, LABELS, True, truth, probabilities, None, {}, True)
-
-
-def evaluated(run):
-    truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
-    probabilities = np.where(truth == 1, 0.8, 0.1)
-    probabilities[0] = (0.2, 0.9, 0.1)
-    joined = join_arrays(truth, probabilities)
-    evaluation = measure(joined, "test")
-    (run / "evaluation").mkdir()
-    write_pictures(evaluation, joined, run / "evaluation")
-    write_metrics(evaluation, run / "evaluation")
+def everything(run):
+    evaluate_run(run, scored(30))
+    write_features(run)
+    write_faithfulness(run)
+    write_shortcuts(run)
 
 
 class Page(HTMLParser):
@@ -134,7 +50,7 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.tags, self.open, self.words = [], [], []
+        self.tags, self.open, self.words, self.scripts = [], [], [], []
         self.feed(path.read_text(encoding="utf-8"))
         assert self.open == []
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
@@ -148,15 +64,25 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
+        inside = self.open[-1] if self.open else ""
+        (self.scripts if inside in ("script", "style") else self.words).append(data)
+
+    def attributes(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def assert_self_contained(page):
-    """No script, no address outside the page, a text for each image."""
+    """Its own data and its own script alone, no address outside the page, a text for each image."""
+    scripts = page.attributes("script")
+    assert scripts == [{"type": "application/json", "id": "report-data"}, {}]
+    metas = {one.get("http-equiv"): one.get("content") for one in page.attributes("meta")}
+    assert metas["Content-Security-Policy"] == policy(page.scripts[0], page.scripts[2])
+    assert "default-src 'none'" in metas["Content-Security-Policy"]
+    assert "unsafe" not in metas["Content-Security-Policy"]
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object")
-        assert not any(name.startswith("on") for name in attributes)
-        if tag == "img":
+        assert tag not in ("link", "iframe", "object", "form", "base")
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+        if tag == "img" and attributes.get("id") not in ("viewer-image", "viewer-heat"):
             assert attributes["alt"]
             assert attributes["src"].startswith("data:image/")
         if tag == "a":
@@ -164,7 +90,7 @@ def assert_self_contained(page):
 
 
 def test_a_run_alone_is_told_and_what_lacks_is_stated(run):
-    page = Page(write_report(ReportConfig(run)))
+    page = Page(write_report(ReportConfig((run,))))
     assert_self_contained(page)
     for expected in (
         "SYNTHETIC DATA",
@@ -182,120 +108,194 @@ def test_a_run_alone_is_told_and_what_lacks_is_stated(run):
         "No evaluation in",
         "No scores in",
         "No scores.json",
+        "No shortcuts.json",
+        "No features.json",
+        "No faithfulness.json",
+        "Energy was not measured",
     ):
         assert expected in page.text, expected
-    assert sum(tag == "img" for tag, _ in page.tags) == 1  # the curves
+    assert [one["data-chart"] for one in page.attributes("figure") if "data-chart" in one] == [
+        "loss",
+        "validation",
+    ]
+
+
+def test_everything_there_is_told_in_words_too(run):
+    everything(run)
+    path = write_report(ReportConfig((run,)))
+    page = Page(path)
+    assert_self_contained(page)
+    for expected in (
+        "96.7 %",  # accuracy: 29 of 30
+        "95 % interval 83.3 % to 99.4 %",
+        "bootstrap of 30 images, 50 resamples",
+        "Sensitivity and specificity at set thresholds",
+        "The 12 features",
+        "50.0 % (10.0 to 90.0)",  # pointing game
+        "+0.500 (+0.250 to +0.750)",  # a pasted word
+        "By view",
+        "ECE",
+        "With the lungs black",
+        "Left out: source: one data set only",
+    ):
+        assert expected in page.text, expected
+    charts = {one.get("data-chart") for one in page.attributes("figure")}
+    assert {"roc", "pr", "calibration", "deletion", "insertion", "tsne", "som"} <= charts
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
 
 
 def test_everything_hostile_is_escaped(run):
-    evaluated(run)
-    path = write_report(ReportConfig(run))
-    assert EVIL not in path.read_text()
+    everything(run)
+    path = write_report(ReportConfig((run,)))
+    html = path.read_text()
+    assert EVIL not in html
+    assert html.count("<script") == 2
     page = Page(path)
     assert_self_contained(page)
-    assert page.text.count(EVIL) >= 6  # labels, phases, reasons, command, environment: as text
+    assert page.text.count(EVIL) >= 20  # labels, phases, groups, words, methods: as text
+    data = json.loads(page.scripts[1])
+    assert data[0]["features"]["classes"] == list(LABELS)
+    assert data[0]["evaluation"]["operating"]["classes"][2]["label"] == EVIL
 
 
-def test_an_evaluation_is_told_with_intervals(run):
-    evaluated(run)
-    page = Page(write_report(ReportConfig(run)))
-    assert "83.3 %" in page.text
-    assert "95 % interval 43.6 % to 97.0 %" in page.text
-    alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
-    assert any(alt.startswith("Confusion matrix") for alt in alts)
-    assert any(alt.startswith("ROC curves") for alt in alts)
+def test_embedded_json_cannot_end_its_element():
+    text = embed({"a": "</script><!-- & --> \u2028", "b": [0.1, None]})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"a": "</script><!-- & --> \u2028", "b": [0.1, None]}
+    with pytest.raises(ValueError):
+        embed(float("nan"))
+
+
+def test_the_sliders_counts_are_the_evaluations(run):
+    joined = scored(30)
+    evaluate_run(run, joined)
+    page = Page(write_report(ReportConfig((run,))))
+    told = json.loads(page.scripts[1])[0]["evaluation"]["operating"]
+    assert told["steps"] == 1000
+    for i, one in enumerate(told["classes"]):
+        for step in (0, 137, 500, 801, 1000):
+            called = joined.probabilities[:, i] >= step / 1000
+            assert one["true_positive"][step] == (called & (joined.targets[:, i] == 1)).sum()
+            assert one["false_positive"][step] == (called & (joined.targets[:, i] == 0)).sum()
+
+
+def test_labels_that_do_not_exclude_each_other(run):
+    evaluate_run(run, scored(30, exclusive=False))
+    page = Page(write_report(ReportConfig((run,))))
+    assert "No confusion matrix: an image may have several labels" in page.text
+    assert "each label from probability 0.5 on" in page.text
+
+
+def test_two_runs_side_by_side(run, tmp_path):
+    other = make_run(tmp_path / "runs" / "second", tmp_path / "shards")
+    evaluate_run(run, scored(30))
+    evaluate_run(other, scored(60))
+    path = write_report(ReportConfig((run, other), tmp_path / "both.html"))
+    page = Page(path)
+    assert_self_contained(page)
+    assert "B: second" in page.text
+    assert "differ in their numbers of evaluated images" in page.text
+    assert "Side by side, with 95 % intervals" in page.text
+    assert {one["data-threshold"] for one in page.attributes("div") if "data-threshold" in one} == {
+        "0",
+        "1",
+    }
+    assert len(json.loads(page.scripts[1])) == 2
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_command_line_takes_two_runs():
+    config = tyro.cli(ReportConfig, args=["--run", "a", "--run", "b", "--gallery", "3"])
+    assert [str(path) for path in config.run] == ["a", "b"]
+    assert config.scores == ()
+
+
+@pytest.mark.parametrize(
+    ("runs", "more", "message"),
+    [
+        (0, {}, "0 runs named"),
+        (3, {}, "3 runs named"),
+        (2, {"scores": 1}, "--scores is given 1 times and --run 2 times"),
+        (1, {"faithfulness": 2}, "--faithfulness is given 2 times"),
+    ],
+)
+def test_numbers_of_folders_that_do_not_fit_are_refused(run, runs, more, message):
+    folders = {name: (run,) * count for name, count in more.items()}
+    with pytest.raises(UserError, match=message):
+        write_report(ReportConfig((run,) * runs, **folders))
 
 
 def test_missing_data_sets_and_unfinished_stages_are_stated(run, tmp_path):
     (run / "covid" / "result.json").unlink()
     (run / "metrics.jsonl").unlink()
-    page = Page(write_report(ReportConfig(run, tmp_path / "page.html", shards=tmp_path / "none")))
+    config = ReportConfig((run,), tmp_path / "page.html", shards=(tmp_path / "none",))
+    page = Page(write_report(config))
     assert "Not told here: no folder" in page.text
     assert "This stage is not finished" in page.text
     assert "No epoch of this stage" in page.text
 
 
-def test_no_run_folder_is_refused(tmp_path):
+def test_what_is_no_run_or_no_page_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"no settings\.json"):
-        write_report(ReportConfig(tmp_path))
+        write_report(ReportConfig((tmp_path,)))
+    with pytest.raises(UserError, match="is a folder"):
+        write_report(ReportConfig((run,), tmp_path))
+    with pytest.raises(UserError, match="--gallery is -1"):
+        write_report(ReportConfig((run,), gallery=-1))
+    with pytest.raises(UserError, match="give 0 to 1000"):
+        write_report(ReportConfig((run,), gallery=1001))
 
 
-def test_a_damaged_file_is_named(run):
-    (run / "metrics.jsonl").write_text("{")
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
-        write_report(ReportConfig(run))
-
-
-def test_a_file_of_another_version_is_named_not_a_traceback(run):
-    write_json(run / "evaluation" / "metrics.json", {"format_version": 1, "accuracy": None})
-    with pytest.raises(UserError, match="has no attribute"):
-        write_report(ReportConfig(run))
-    write_json(run / "settings.json", {"shards": "nowhere"})
-    with pytest.raises(UserError, match="'config'"):
-        write_report(ReportConfig(run))
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", "{", r"metrics\.jsonl is damaged"),
+        ("evaluation/metrics.json", '{"format_version": 1}', "of format 1, this program reads 2"),
+        ("evaluation/metrics.json", '{"format_version": 2}', "lacks a field"),
+        ("features/features.json", '{"format_version": 1}', "lacks a field"),
+        ("shortcuts/shortcuts.json", '{"format_version": 1}', "lacks a field"),
+        ("shortcuts/shortcuts.json", "[", "is damaged"),
+        ("shortcuts/shortcuts.json", "[1]", "a list where an object belongs"),
+        ("settings.json", '{"shards": "nowhere"}', "'config'"),
+    ],
+)
+def test_damaged_and_other_files_are_named_not_a_traceback(run, name, content, message):
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        write_report(ReportConfig((run,)))
 
 
 def test_gallery_figures_are_escaped(run, monkeypatch):
-    pixels = encode(np.zeros((8, 16), np.uint8), "jpeg")
-    picture = Picture('a" onload="x', EVIL, EVIL, 0.75, True, pixels)
-    monkeypatch.setattr(report, "_gallery", lambda *_: ([picture], ["Half of it."]))
-    path = write_report(ReportConfig(run))
+    layers = tuple(to_layer(m, EVIL, np.eye(8, dtype=np.float32)) for m in ("gradcam", "lrp"))
+    image = image_webp(np.zeros((8, 8), np.uint8))
+    pictures = [
+        Picture('a" onload="x', (EVIL,), EVIL, 0.75, True, image, layers),
+        Picture("plain", (), "Normal", 0.5, None, image, layers[:1]),
+    ]
+    gallery = Gallery(LABELS, pictures, 7)
+    monkeypatch.setattr(report_run, "_gallery", lambda *_: (gallery, ["Half of it."]))
+    path = write_report(ReportConfig((run,)))
     assert EVIL not in path.read_text()
     page = Page(path)
     assert_self_contained(page)
     assert "75.0 % (wrong)" in page.text
+    assert "truth: none of the labels" in page.text
     assert "Half of it." in page.text
+    tiles = [one for one in page.attributes("figure") if "data-called" in one]
+    assert [(t["data-truth"], t["data-called"], t["data-wrong"]) for t in tiles] == [
+        ("2 ", "2", "1"),
+        ("", "0", ""),
+    ]
 
 
-def test_choose_takes_wrong_calls_first_then_each_label_in_turn():
-    truth = np.eye(3, dtype=np.int8)[[0, 0, 0, 1, 1, 2, 2, 2]]
-    probabilities = np.where(truth == 1, 0.8, 0.1)
-    probabilities[1] = (0.2, 0.6, 0.1)  # wrong
-    probabilities[5] = (0.9, 0.1, 0.2)  # wrong, and surer
-    assert wrong_calls(truth, probabilities).nonzero()[0].tolist() == [1, 5]
-    assert choose(truth, probabilities, 6).tolist() == [5, 1, 0, 3, 6, 2]
-    assert choose(truth, probabilities, 99).tolist() == [5, 1, 0, 3, 6, 2, 4, 7]
-    assert choose(truth, probabilities, 0).tolist() == []
-    assert choose(truth, probabilities, 2).tolist() == [5, 0]
-
-
-def test_unknown_truth_is_no_wrong_call():
-    truth = np.array([[-1, 0], [0, 1], [0, -1]], np.int8)
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
-    assert wrong_calls(truth, probabilities).tolist() == [False, True, True]
-
-
-def test_read_images_by_key_from_several_shards(dataset):
-    folder, manifest = dataset
-    found = read_images(folder, manifest, "test", ["image-5", "image-1", "absent"], 32)
-    assert {key: (image.shape, int(image[0, 0])) for key, image in found.items()} == {
-        "image-1": ((32, 32), 10),
-        "image-5": ((32, 32), 50),
-    }
-
-
-def test_pictures_have_heat_maps_of_the_call(dataset, monkeypatch):
-    import torch
-    from torchvision.models import DenseNet
-
-    folder, _ = dataset
-    torch.manual_seed(0)
-    model = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=3).eval()
-    spec = SimpleNamespace(labels=LABELS, exclusive=True, size=64)
-    monkeypatch.setattr("train.runs.load_run_model", lambda run: (model, spec))
-    truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
-    probabilities = np.where(truth == 1, 0.8, 0.1)
-    probabilities[4] = (0.9, 0.1, 0.1)
-    probabilities[0] = np.nan  # could not be scored
-    pictures, all_wrong = make_pictures(
-        folder, folder, "test", join_arrays(truth, probabilities), 4
-    )
-    assert all_wrong == 1
-    assert [p.key for p in pictures] == ["image-4", "image-3", "image-1", "image-2"]
-    assert [p.wrong for p in pictures] == [True, False, False, False]
-    assert asdict(pictures[0])["truth"] == "Viral $Pneumonia"
-    assert pictures[0].called == "Normal"
-    assert pictures[0].pixels.startswith(b"\xff\xd8")
+def test_the_pages_parts_are_installed_with_the_package():
+    table = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
+    patterns = table["tool"]["setuptools"]["package-data"]["serve"]
+    parts = [path.name for path in FOLDER.glob("report*") if path.suffix != ".py"]
+    assert len(parts) > 10
+    assert [name for name in parts if not any(fnmatch(name, p) for p in patterns)] == []
 
 
 def test_numbers_as_text():
@@ -303,3 +303,13 @@ def test_numbers_as_text():
     assert interval(None) == "–"
     assert interval({"value": 0.5, "low": 0.25, "high": 0.75}) == "50.0 % (25.0 to 75.0)"
     assert interval({"value": 1.0, "low": None, "high": None}, "area") == "1.000"
+    assert signed({"value": -0.5, "low": None, "high": None}) == "-0.500"
+    assert [level(count, 8) for count in (0, 4, 8)] == [0, 5, 10]
+    assert level(0, 0) == 0
+
+
+def test_energy_is_told_where_every_epoch_has_it():
+    epoch = {"phase": 1, "phase_name": "all", "img_s": 1.0, "step_s": 1.0, "copies": 1}
+    epochs = [epoch | {"seconds": 2.0, "energy_j": joules} for joules in (1500.0, 500.0)]
+    assert report_run._speed(epochs)[0]["energy_kj"] == 2.0
+    assert report_run._speed([*epochs, epoch | {"seconds": 2.0}])[0]["energy_kj"] is None

@@ -6,9 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ingest.config import IngestConfig
 from ingest.finished import Finished
 from ingest.resplit import ResplitConfig, resplit
-from ingest.run import IngestConfig, ingest
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from shards.console import UserError
 from shards.manifest import load_manifest
@@ -49,9 +51,10 @@ def test_the_shards_are_those_of_an_ingest_with_these_settings(
     tiny_raw: Path, folder: Path, tmp_path: Path
 ):
     raw = tiny_raw / "covid-radiography"
-    source = CovidRadiographyConfig(raw, test_per_class=2, exclude=raw / "exclude.txt")
+    selection = SelectionConfig(test_per_class=2, exclude=raw / "exclude.txt")
+    source = select(CovidRadiography(CovidRadiographyConfig(raw)), selection)
     config = IngestConfig(tmp_path / "new", shorter_side=128, workers=1, progress=False, seed=5)
-    ingest(CovidRadiography(source), config)
+    ingest(source, config)
     target = again(folder, out=tmp_path / "out", seed=5, test_per_class=2)
     fresh = tmp_path / "new/covid-radiography"
     assert shards(target) == shards(fresh)

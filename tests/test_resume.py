@@ -2,16 +2,19 @@
 
 import errno
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ingest_runs import ROOT, config, covid, nih, run_cli, tree
 
+from ingest.assemble import _finished
 from ingest.run import ingest
 from shards.verify import verify_dataset
 from shards.writer import write_atomic, write_shard
@@ -24,7 +27,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(
 import os, signal
 from pathlib import Path
 from ingest import spool
-from ingest.run import IngestConfig, ingest
+from ingest.config import IngestConfig
+from ingest.assemble import _finished
+from ingest.run import ingest
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
 spool._CHUNK_IMAGES = 7
 flush, times = spool.Spool.flush, []
@@ -64,7 +69,9 @@ def test_killed_in_assembly_it_goes_on_to_the_same_bytes(tiny_raw: Path, tmp_pat
 import os, signal, sys
 from pathlib import Path
 from ingest import assemble
-from ingest.run import IngestConfig, ingest
+from ingest.config import IngestConfig
+from ingest.assemble import _finished
+from ingest.run import ingest
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
 assemble.MEMBERS_BYTES = 200_000
 write, times = assemble.write_shard, []
@@ -89,6 +96,61 @@ ingest(source, IngestConfig(Path({str(tmp_path / "cut")!r}), **config))
     assert again.returncode == 0
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
     assert not verify_dataset(folder, lambda _: None)
+
+
+SLOWED = """
+import sys, time
+from pathlib import Path
+from ingest import assemble, spool
+from ingest.config import IngestConfig
+from ingest.assemble import _finished
+from ingest.run import ingest
+from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
+spool._CHUNK_IMAGES, assemble.MEMBERS_BYTES = 5, 200_000
+def slowed(act, seconds):
+    def slow(*arguments, **options):
+        time.sleep(seconds)
+        return act(*arguments, **options)
+    return slow
+spool.Spool.add = slowed(spool.Spool.add, 0.02)
+spool.write_atomic = slowed(spool.write_atomic, 0.02)
+assemble.write_shard = slowed(assemble.write_shard, 0.05)
+assemble.write_atomic = slowed(assemble.write_atomic, 0.02)
+assemble.write_samples = slowed(assemble.write_samples, 0.05)
+assemble.write_page = slowed(assemble.write_page, 0.1)
+source = ChestXray14(ChestXray14Config(Path(sys.argv[1])))
+config = IngestConfig(Path(sys.argv[2]), shorter_side=128, workers=1, shard_mb=1, progress=False)
+print("ready", flush=True)
+ingest(source, config)
+"""
+
+
+@pytest.mark.soak
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tiny_raw: Path, tmp_path: Path):
+    def start(out: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", SLOWED, str(tiny_raw / "chestxray14"), str(out)]
+        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+        assert running.stdout is not None
+        running.stdout.readline()
+        return running
+
+    running, begin = start(tmp_path / "whole"), time.monotonic()
+    assert running.wait(60) == 0
+    took = time.monotonic() - begin
+    rng = random.Random(0)
+    kills = 0
+    while kills < 5:
+        running = start(tmp_path / "cut")
+        try:
+            running.wait(rng.uniform(0.05, 0.5) * took)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            kills += 1
+        if running.wait(60) == 0:  # finished: begin again
+            assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "cut")
+    assert start(tmp_path / "cut").wait(60) == 0
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
 def test_a_full_disk_in_assembly_is_gone_on_from_behind_the_last_shard(
@@ -171,3 +233,13 @@ def test_a_small_disk_ends_cleanly_and_a_larger_one_goes_on(
     assert done.returncode == 0, done.stderr
     name = "covid-radiography"
     assert tree(small_disk / name) == tree(tiny_shards / name)
+
+
+def test_a_damaged_journal_costs_the_shards_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    journal = tmp_path / "assembled.jsonl"
+    for text in ("{", "[]", '{"plan": 1}', '{"name": "x"}'):
+        journal.write_text(f"{text}\n")
+        assert _finished(tmp_path, journal) == {}
+        assert "all shards are written again" in capsys.readouterr().err

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.choice import Found, Kept, Policy
-from ingest.record import Record
+from ingest.config import IngestConfig
+from ingest.record import Record, Source
 from ingest.retry import place, retry
-from ingest.run import IngestConfig, ingest
+from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from ingest.split import SplitConfig
 from ingest.spool import Entry
@@ -33,10 +35,9 @@ def raw(tiny_raw: Path, tmp_path: Path) -> Path:
     return raw
 
 
-def source(raw: Path) -> CovidRadiography:
-    return CovidRadiography(
-        CovidRadiographyConfig(raw, test_per_class=2, exclude=raw / "exclude.txt")
-    )
+def source(raw: Path) -> Source:
+    selection = SelectionConfig(test_per_class=2, exclude=raw / "exclude.txt")
+    return select(CovidRadiography(CovidRadiographyConfig(raw)), selection)
 
 
 def config(raw: Path, **options) -> IngestConfig:
@@ -143,3 +144,16 @@ def test_another_size_of_a_mended_file_is_no_other_setting(raw: Path):
     cv2.imwrite(str(raw / "COVID-19/COVID-19 (2).png"), 255 - grey)
     manifest = retry(source(raw), config(raw))
     assert manifest.excluded["quarantined"] == 2
+
+
+@pytest.mark.parametrize("name", ["quarantine.parquet", "samples.parquet", "excluded.parquet"])
+def test_damaged_tables_end_in_one_line(raw: Path, name: str):
+    ingest(source(raw), config(raw))
+    mend(raw, "COVID-19 (1).png")
+    table = raw.parent / "out/covid-radiography" / name
+    table.write_bytes(table.read_bytes()[:50])
+    with pytest.raises(UserError, match=f"{name} is damaged; ingest the data set again"):
+        retry(source(raw), config(raw))
+    table.unlink()
+    with pytest.raises(UserError, match=f"{name} is missing; ingest the data set again"):
+        retry(source(raw), config(raw))

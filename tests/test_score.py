@@ -15,7 +15,7 @@ import pytest
 from test_archives import WRITERS, add
 from tiny_model import LABELS, SHORTER_SIDE, SIZE, weights, write_model
 
-from serve.decode import KILLED, Decoded, DecodePool, Task, decode_images
+from serve.decode import HUNG, KILLED, Decoded, DecodePool, Task, decode_images
 from serve.score import ScoreConfig, score
 from serve.score_folder import ScoreFolder
 from serve.units import UNIT_INPUTS
@@ -119,7 +119,7 @@ def test_an_archive_cut_short_is_scored_up_to_the_cut_and_fails(tmp_path):
         cut = tar.getmembers()[4].offset_data + 10
     archive.write_bytes(data[:cut])
     for _ in range(2):  # the same command says the same again
-        with pytest.raises(RunFailed, match=r"a\.tar: cut short inside '00004\.jph'"):
+        with pytest.raises(RunFailed, match=r"a\.tar: cut short inside a member"):
             score(config(tmp_path, archive, other))
     found = rows(tmp_path / "out")
     assert [row["member"] for row in found] == [*list(pictures(4)), "", *list(pictures(2))]
@@ -185,6 +185,8 @@ def decode_or_die(images: list[bytes], shorter_side: int | None, size: int) -> D
     """Stands for a decoder that a damaged image takes down with its process."""
     if b"killer" in images:
         os._exit(66)
+    if b"endless" in images:
+        time.sleep(3600)
     return decode_images(images, shorter_side, size)
 
 
@@ -199,6 +201,15 @@ def test_an_image_that_kills_its_worker_is_the_only_one_lost():
     assert errors == [[None, None]] * 2 + [[None, KILLED, None]] + [[None, None]] * 3
     expected = prepare(picture(0), SHORTER_SIDE, SIZE)
     assert all((decoded.images[0] == expected).all() for _, decoded in found)
+
+
+@pytest.mark.soak
+def test_an_image_that_never_ends_is_the_only_one_lost():
+    good = encode(picture(0), "png")
+    tasks = [Task(i, [good, b"endless"] if i == 1 else [good]) for i in range(4)]
+    with DecodePool(1, SHORTER_SIDE, SIZE, decode=decode_or_die, seconds=4) as pool:
+        errors = [decoded.errors for _, decoded in pool.run(tasks)]
+    assert errors == [[None], [None, HUNG], [None], [None]]
 
 
 RUN = """

@@ -95,3 +95,30 @@ def test_images_that_went_away_are_forgotten(tmp_path: Path):
         spool.add("b", "s", encoded("2"))
         spool.retain({"b"})
         assert spool.entries.keys() == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("settings.json", b"{"),
+        ("settings.json", b"3"),
+        ("chunk-00000.jsonl", b'{"location": 1, "of another version": 2}\n'),
+        ("chunk-00000.jsonl", b"\xff\n"),
+    ],
+)
+def test_what_is_damaged_ends_in_one_line(tmp_path: Path, name: str, data: bytes):
+    with Spool(tmp_path, {}) as spool:
+        spool.add("a", "", Rejected("bad", ""))
+    (tmp_path / ".spool" / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} is damaged or of another version; remove "):
+        Spool(tmp_path, {})
+
+
+def test_a_blob_that_lost_its_end_is_told(tmp_path: Path):
+    with Spool(tmp_path, {}) as spool:
+        spool.add("a", "", Encoded(b"image", "png", 1, 1, "", ""))
+        spool.flush()
+        blob = tmp_path / ".spool/chunk-00000.bin"
+        blob.write_bytes(blob.read_bytes()[:-1])
+        with pytest.raises(UserError, match=r"chunk-00000.bin is damaged"):
+            spool.read(spool.entries["a"])

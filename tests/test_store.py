@@ -13,7 +13,8 @@ from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest, shard_path
 from shards.preprocess import resize
 from shards.reader import read_split
-from train.store import InputConfig, Store, load_store
+from train.load import load_store
+from train.store import InputConfig, Store
 
 SIZE = 64
 CPU = torch.device("cpu")

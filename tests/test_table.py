@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ingest.run import IngestConfig, ingest
+from ingest.config import IngestConfig
+from ingest.record import Missing
+from ingest.run import ingest
 from ingest.sources.folders import Folders, FoldersConfig
 from ingest.sources.table import Table, TableConfig
 from shards.console import UserError
@@ -61,7 +63,8 @@ def test_given_labels_keep_their_order(tmp_path: Path):
 def test_missing_images_are_counted(tmp_path: Path):
     long = "x" * 300
     source = make(tmp_path, f"path,labels\n1.png,a\n2.png,b\n{long},b\n")
-    assert source.surely_missing(source.records()) == "2 of the table's 3 images (such as 2.png)"
+    missing = Missing(2, "2 of the table's 3 images (such as 2.png)")
+    assert source.surely_missing(source.records()) == missing
     with pytest.raises(UserError, match="none of the 2 images of"):
         make(tmp_path, "path,labels\n3.png,a\n4.png,b\n")
 

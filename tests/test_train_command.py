@@ -79,8 +79,8 @@ def final_weights(folder: Path) -> dict[str, str]:
 
 
 def lasting(folder: Path) -> list[dict]:
-    """The metrics that do not tell of time, nor of how often the run was stopped."""
-    names = ("seconds", "step_s", "img_s", "copies", "time")
+    """The metrics that do not tell of time."""
+    names = ("seconds", "step_s", "img_s", "time")
     return [{k: v for k, v in line.items() if k not in names} for line in read_metrics(folder)]
 
 
@@ -107,13 +107,18 @@ def undisturbed(tiny_shards, tmp_path_factory) -> tuple[Path, str]:
     return folder, out
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_leaves_its_files(undisturbed):
     folder, printed = undisturbed
     for name in ("settings.json", "environment.json", "metrics.jsonl", "curves.png"):
         assert (folder / name).stat().st_size > 0
     assert list((folder / "events").iterdir())
-    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert len(list((folder / "checkpoints").glob("[0-9]*"))) == 2
+    for split, count in (("train", 22), ("val", 5), ("test", 9)):
+        keys = (folder / "covid" / "splits" / f"{split}.txt").read_text().splitlines()
+        assert len(set(keys)) == len(keys) == count
+    environment = json.loads((folder / "environment.json").read_bytes())
+    assert {"torch", "cpu", "gpu", "cuda", "cudnn", "packages"} <= environment.keys()
     names = sorted(final_weights(folder))
     assert names == sorted(
         [f"{s}/model.safetensors" for s in ("chestxray14", "covid")]
@@ -124,7 +129,7 @@ def test_a_run_leaves_its_files(undisturbed):
     assert "covid" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_shards):
     folder, printed = undisturbed
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -134,7 +139,7 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, tiny_shards):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_runs_numbers_fit_together(undisturbed, tiny_shards):
     folder, _ = undisturbed
     lines = read_metrics(folder)
@@ -161,7 +166,7 @@ def test_a_runs_numbers_fit_together(undisturbed, tiny_shards):
         assert model(torch.zeros(1, 3, 32, 32)).isfinite().all()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_and_stopped_a_run_ends_as_the_undisturbed(undisturbed, tiny_shards, tmp_path):
     folder, words = tmp_path / "run", ["train", *arguments(tiny_shards, tmp_path / "run")]
     killed = start(words)
@@ -186,7 +191,7 @@ def test_killed_and_stopped_a_run_ends_as_the_undisturbed(undisturbed, tiny_shar
     assert lasting(folder) == lasting(undisturbed[0])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_finish(tiny_shards, tmp_path):
     # Without `--` torchrun takes --run for an abbreviation of its own --run-path.
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
@@ -277,7 +282,7 @@ def test_a_start_of_another_architecture_is_refused(fail_with, tiny_shards, tmp_
     save_model(tmp_path / "first", build_model("densenet201", 2), ModelSpec(**values))
     settings = {"config": {"stages": [{"name": "first"}]}}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    start_here = ["--start.kind", "run", "--start.path", str(tmp_path)]
+    start_here = ["--start.kind", "checkpoint", "--start.path", str(tmp_path)]
     line = fail_with(*arguments(tiny_shards, tmp_path / "run", *start_here))
     assert "holds a densenet201, the recipe trains a densenet121" in line
 
@@ -289,11 +294,22 @@ def test_a_label_that_the_vocabulary_lacks_is_named(fail_with, tiny_shards, tmp_
 
 
 def test_a_batch_smaller_than_the_world_is_refused(tiny_shards, tmp_path):
-    config = command.parse("demo", arguments(tiny_shards, tmp_path / "run")[1:]).config
+    words = arguments(tiny_shards, tmp_path / "run")[1:]
+    config = command.parse("demo", words, command.TrainCommand).config
     world = World("cpu")
     world.size = 7
     with pytest.raises(UserError, match="stage covid: batch is 6, fewer than the 7 processes"):
         Trainer(config, tiny_shards, tmp_path / "run", world)
+
+
+@pytest.mark.soak
+def test_a_dropped_remainder_that_leaves_no_step_is_refused(tiny_shards, tmp_path):
+    words = ["--stages.0.remainder", "drop", "--stages.0.batch", "1000"]
+    status, _, err = finish(start(["train", *arguments(tiny_shards, tmp_path / "run", *words)]))
+    assert status == 2
+    line = err.splitlines()[-1]
+    assert line.startswith("error: stage chestxray14: an epoch has ")
+    assert "units of source, the batch is 1000, and --remainder drop leaves no step" in line
 
 
 @pytest.mark.parametrize(

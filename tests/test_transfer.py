@@ -9,7 +9,7 @@ from torch import nn
 from shards.console import UserError
 from shards.labels import CHESTXRAY14, COVID, Vocabulary
 from train.models import head
-from train.recipes import network_b, network_c, network_e
+from train.recipes.bassi import network_b, network_c, network_e
 from train.transfer import transfer_head
 from train.weights import CHEXNET
 

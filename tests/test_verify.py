@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from shards.console import UserError
 from shards.manifest import load_manifest, shard_path
@@ -96,6 +98,67 @@ def test_a_sample_in_two_shards(folder: Path):
     raw["shards"].append(raw["shards"][0])
     (folder / "manifest.json").write_text(json.dumps(raw))
     assert "the key occurs before" in problems(folder)
+
+
+FILES = ("*.tar", "*.idx", "manifest.json", "*.parquet", "audit.html", "lists/*.txt")
+
+
+@given(st.data())
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_changed_byte_anywhere_is_found_and_named(folder: Path, data: st.DataObject):
+    """Flipped, taken out, put in, cut off or zeroed: the file is named."""
+    paths = [p for pattern in FILES for p in sorted(folder.rglob(pattern))]
+    path = data.draw(st.sampled_from(paths))
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    kind = data.draw(st.sampled_from(["flip", "delete", "insert", "cut", "zero"]))
+    changed = {
+        "flip": whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :],
+        "delete": whole[:place] + whole[place + 1 :],
+        "insert": whole[:place] + b"7" + whole[place:],
+        "cut": whole[:place],
+        "zero": whole[:place] + bytes(len(whole) - place),
+    }[kind]
+    try:
+        path.write_bytes(changed)
+        found = problems(folder)
+        assert (path.name in found) == (changed != whole), (path, place, kind)
+    finally:
+        path.write_bytes(whole)
+    assert problems(folder) == ""
+
+
+def test_every_file_of_a_data_set_is_covered(folder: Path):
+    """A missing one is found too; what nobody wrote is no problem unless it is a shard."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        path.unlink()
+        if path.name == "manifest.json":
+            with pytest.raises(UserError, match=r"no manifest\.json"):
+                find_datasets(folder)
+        else:
+            assert f"{path} is missing" in problems(folder)
+        path.write_bytes(data)
+    (folder / "notes.txt").write_text("ours")
+    assert problems(folder) == ""
+
+
+def test_a_manifest_that_is_no_json_is_a_problem_like_any_other(folder: Path):
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    broken = run_cli("verify", folder)
+    assert broken.returncode == 1
+    assert "manifest.json is not a manifest" in broken.stdout
+
+
+def test_threads_find_the_same_problems_in_the_same_order(folder: Path):
+    for path in sorted(folder.rglob("*.tar")):
+        path.write_bytes(path.read_bytes()[:-1] + b"1")
+    found = verify_dataset(folder, lambda _: None)
+    assert len(found) == 3
+    assert found == verify_dataset(folder, lambda _: None)
 
 
 def test_shards_that_the_manifest_does_not_know(folder: Path):

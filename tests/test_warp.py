@@ -1,18 +1,50 @@
-"""train.warp: OpenCV's, torch's and Pillow's warps agree; pixels move where parameters say."""
+"""train.warp: OpenCV's, torch's, Triton's and Pillow's warps agree; pixels move where parameters
+say; the output is the contract's in every dtype."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from kornia.geometry.transform import remap
+from PIL import Image, ImageEnhance
+from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 
+from shards.philox import name_words
 from shards.preprocess import MEAN, STD
-from train.augment import SEVENTY_TWO, CopyParameters, affine_matrices, copy_parameters
-from train.warp import _warp_grid, normalise, warp
+from train.augment import SEVENTY_TWO, Augment, Varied, affine_matrices, copies_of, unchanged
+from train.expand import Copies, copies_from
+from train.warp import (
+    DTYPES,
+    Warper,
+    fused_warp,
+    jitter,
+    jitter_torch,
+    movement,
+    normalise,
+    warp_grid,
+    warp_slowly,
+)
 
 SIZE = 224
+WORDS = np.array([name_words("k")], np.uint32)
+EVERYTHING = Augment(
+    mirror=0.5,
+    brightness=0.5,
+    contrast=0.5,
+    max_rotation_deg=20,
+    max_shear_deg=5,
+    scale=(0.9, 1.1),
+    max_shift=0.05,
+    crop_area=(0.5, 1.0),
+    elastic_px=6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +60,30 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def matrices() -> np.ndarray:
-    return affine_matrices(copy_parameters("k", SEVENTY_TWO, seed=3, epoch=1, size=SIZE), SIZE)
+    return affine_matrices(copies_of(WORDS, SEVENTY_TWO, seed=3, epoch=1, size=SIZE), SIZE)
+
+
+def plain_copies(matrices: np.ndarray) -> Copies:
+    """Copy i of image i, with nothing but its matrix."""
+    copies = copies_from(np.arange(len(matrices)), unchanged(len(matrices)), SIZE)
+    return replace(copies, matrices=matrices)
+
+
+def grey(output: torch.Tensor) -> torch.Tensor:
+    """(K, 3, S, S) normalised -> (K, S, S) of range 0..255; the three channels say the same."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    levels = (output.float() * std + mean) * 255
+    return levels[:, 0]
+
+
+def warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
+    """By OpenCV: (K, S, S) uint8."""
+    return grey(Warper()(images, plain_copies(matrices))).round().to(torch.uint8)
+
+
+def by_grid(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
+    """By torch: (K, S, S) float32."""
+    return warp_grid(images, torch.from_numpy(matrices), torch.zeros(len(matrices), 4, 4, 2))
 
 
 def warp_pillow(images: torch.Tensor, matrices: np.ndarray) -> np.ndarray:
@@ -56,7 +111,7 @@ def source_inside(matrices: np.ndarray) -> np.ndarray:
 def test_three_warps_agree(images, matrices):
     results = {
         "opencv": warp(images, matrices).numpy(),
-        "torch": _warp_grid(images, torch.from_numpy(matrices)).numpy(),
+        "torch": by_grid(images, matrices).numpy(),
         "pillow": warp_pillow(images, matrices),
     }
     inside = source_inside(matrices)
@@ -68,14 +123,14 @@ def test_three_warps_agree(images, matrices):
 
 
 def test_opencv_and_torch_differ_by_rounding_only(images, matrices):
-    grid = _warp_grid(images, torch.from_numpy(matrices)).numpy()
+    grid = by_grid(images, matrices).numpy()
     assert np.abs(warp(images, matrices).numpy() - grid).max() <= 0.51
 
 
 def test_identity_changes_nothing(images):
     identity = np.tile(np.eye(2, 3, dtype=np.float32), (len(images), 1, 1))
     assert torch.equal(warp(images, identity), images)
-    grid = _warp_grid(images, torch.from_numpy(identity))
+    grid = by_grid(images, identity)
     assert torch.equal(grid.round().to(torch.uint8), images)
 
 
@@ -84,8 +139,9 @@ def test_the_unmirrored_copy_0_is_the_image(images, matrices):
 
 
 def test_mirror_is_a_flip(images):
-    turned = CopyParameters(np.zeros(1), np.zeros(1), np.zeros(1), np.ones(1, bool))
-    flipped = warp(images[:1], affine_matrices(turned, SIZE))
+    flipped = warp(
+        images[:1], affine_matrices(replace(unchanged(1), mirror=np.ones(1, bool)), SIZE)
+    )
     assert torch.equal(flipped, images[:1].flip(2))
 
 
@@ -109,16 +165,17 @@ def test_a_pixel_moves_where_the_parameters_say(name, path):
     (rotation, dx, dy, mirror), (x, y) = MOVES[name]
     image = torch.zeros((1, SIZE, SIZE), dtype=torch.uint8)
     image[0, 40, 70] = 255
-    parameters = CopyParameters(*(np.array([value]) for value in (rotation, dx, dy, mirror)))
-    matrix = affine_matrices(parameters, SIZE)
-    moved = warp(image, matrix) if path == "opencv" else _warp_grid(image, torch.from_numpy(matrix))
+    values = {"rotation_deg": rotation, "dx_px": dx, "dy_px": dy, "mirror": mirror}
+    moves = {name: np.array([value]) for name, value in values.items()}
+    matrix = affine_matrices(replace(unchanged(1), **moves), SIZE)
+    moved = warp(image, matrix) if path == "opencv" else by_grid(image, matrix)
     found = divmod(int(moved[0].flatten().argmax()), SIZE)
     assert found == (y, x)
     assert moved[0, y, x] >= 240
 
 
 def test_outside_is_black(images):
-    shifted = CopyParameters(np.zeros(1), np.array([30.0]), np.zeros(1), np.zeros(1, bool))
+    shifted = replace(unchanged(1), dx_px=np.array([30.0]))
     assert not warp(images[:1], affine_matrices(shifted, SIZE))[0, :, :30].any()
 
 
@@ -131,3 +188,145 @@ def test_normalise_is_the_contracts(images, dtype):
     assert out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(out.numpy(), expected, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def many() -> Copies:
+    """Copies of four images: expansions, and every kind of change."""
+    expanded = copies_of(WORDS, SEVENTY_TWO, seed=3, epoch=1, size=SIZE)
+    changed = copies_of(WORDS, Varied(9, EVERYTHING), seed=3, epoch=1, size=SIZE)
+    parts = [
+        copies_from(np.arange(72) % 4, expanded, SIZE)[np.arange(0, 72, 5)],
+        copies_from(np.arange(9) % 4, changed, SIZE),
+    ]
+    names = ("sample", "matrices", "jitter", "elastic")
+    return Copies(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def test_all_changes_at_once_are_the_references(images, many):
+    expected = grey(warp_slowly(images, many))
+    difference = (grey(Warper()(images, many)) - expected).abs()
+    affine = ~many.elastic.any(axis=(1, 2, 3))
+    assert difference[affine].max() <= 0.52  # OpenCV rounds to whole levels
+    # OpenCV's remap takes positions to 1/32 pixel
+    assert difference.mean() <= 0.5
+    assert difference.max() <= 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_dtype_is_the_rounded_reference(images, many, dtype, threads):
+    out = Warper(dtype, threads)(images, many)
+    assert out.dtype == dtype
+    assert out.shape == (len(many), 3, SIZE, SIZE)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    levels = grey(Warper(torch.float32, 1)(images, many)).round().to(torch.uint8)
+    expected = normalise(levels)
+    if dtype == torch.float32:
+        assert (out - expected).abs().max() <= 1e-6
+    else:
+        assert torch.equal(out, expected.to(dtype))
+
+
+def test_a_buffer_is_used_again_and_a_graph_over_it_notices(images, many):
+    warper = Warper(threads=1)
+    with torch.inference_mode():
+        first = warper(images, many)
+    second = warper(images, many[np.arange(3)])
+    assert second.data_ptr() == first.data_ptr()
+    weight = torch.ones((), requires_grad=True)
+    loss = (second * weight).sum()
+    warper(images, many[np.arange(2)])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert (
+        warper(images[:, :32, :32].contiguous(), plain_copies(np.eye(2, 3)[None])).shape[-1] == 32
+    )
+
+
+@pytest.mark.parametrize(("brightness", "contrast"), [(0.5, 1), (1.4, 1), (1, 0.6), (1.3, 1.5)])
+def test_jitter_is_torchvisions_and_pillows(images, brightness, contrast):
+    image = images[0].numpy()
+    ours = jitter(image, brightness, contrast).astype(int)
+    peer = adjust_contrast(adjust_brightness(images[:1], brightness), contrast)
+    assert np.abs(ours - peer[0].numpy()).max() <= 2  # torchvision cuts after each, ours rounds
+    pillow = ImageEnhance.Brightness(Image.fromarray(image)).enhance(brightness)
+    pillow = ImageEnhance.Contrast(pillow).enhance(contrast)
+    assert np.abs(ours - np.asarray(pillow).astype(int)).max() <= 2
+    factors = torch.tensor([[brightness, contrast]])
+    assert (jitter_torch(images[:1], factors)[0].int() - torch.from_numpy(ours)).abs().max() <= 1
+
+
+def test_elastic_is_kornias_remap_of_the_upsampled_points(images):
+    points = np.random.default_rng(0).uniform(-6, 6, (5, 4, 4, 2)).astype(np.float32)
+    copies = replace(
+        plain_copies(np.tile(np.eye(2, 3, dtype=np.float32), (5, 1, 1))), elastic=points
+    )
+    ours = grey(Warper()(images[:5], copies))
+    field = movement(torch.from_numpy(points), SIZE)
+    y, x = torch.meshgrid(torch.arange(224.0), torch.arange(224.0), indexing="ij")
+    peer = remap(
+        images[:5, None].float(), x + field[..., 0], y + field[..., 1], align_corners=True
+    )[:, 0]
+    difference = (ours - peer).abs()
+    assert difference.mean() <= 0.5
+    assert difference.max() <= 4
+    # 4 x 4 control points, bicubic: as OpenCV enlarges them
+    enlarged = np.stack([cv2.resize(p, (224, 224), interpolation=cv2.INTER_CUBIC) for p in points])
+    np.testing.assert_allclose(field.numpy(), enlarged, atol=1e-4)
+
+
+FUSED = """
+import numpy as np, torch
+from train.expand import Copies
+from train.warp_triton import probe, warp_fused
+data = np.load({path!r})
+copies = Copies(*(data[name] for name in ("sample", "matrices", "jitter", "elastic")))
+probe(torch.device("cpu"))
+for dtype in (torch.float32, torch.float16):
+    out = warp_fused(torch.from_numpy(data["images"]), copies, dtype)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    np.save({path!r} + str(dtype), out.float().numpy())
+"""
+
+
+def test_the_fused_kernel_is_the_reference_when_interpreted(tmp_path):
+    pytest.importorskip("triton", reason="triton comes with torch for CUDA only")
+    rng, size = np.random.default_rng(0), 40
+    images = cv2.GaussianBlur(rng.integers(0, 256, (size, size, 2), np.uint8), (0, 0), 1.5)
+    images = torch.from_numpy(np.ascontiguousarray(images.transpose(2, 0, 1)))
+    changed = copies_of(WORDS, Varied(4, EVERYTHING), seed=3, epoch=1, size=size)
+    copies = copies_from(np.arange(4) % 2, changed, size)
+    path = str(tmp_path / "in.npz")
+    np.savez(path, images=images.numpy(), **vars(copies))
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", FUSED.format(path=path)]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = warp_slowly(images, copies).numpy()
+    for dtype, near in (("torch.float32", 2e-4), ("torch.float16", 4e-3)):
+        np.testing.assert_allclose(np.load(path + dtype + ".npy"), expected, atol=near)
+
+
+def test_a_gpu_without_the_kernel_says_so_and_goes_on(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "train.warp_triton", None)
+    fused_warp.cache_clear()
+    assert fused_warp() is None
+    assert fused_warp() is None
+    error = capsys.readouterr().err
+    assert error.count("the fused GPU warp cannot be built") == 1
+    fused_warp.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_fused_kernel_is_the_reference_on_a_gpu(images, many, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    assert fused_warp() is not None
+    out = Warper(dtype)(images.cuda(), many)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    expected = warp_slowly(images.cuda(), many).cpu()
+    near = {torch.float32: 5e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    assert (out.cpu().float() - expected).abs().max() <= near

@@ -1,19 +1,30 @@
 """train.weights: the starts, public checkpoints in their old form, and files that are refused."""
 
+import hashlib
 import os
 import re
 from collections import OrderedDict
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import get_model_weights
 
 from shards.console import UserError
 from shards.labels import CHESTXRAY14, COVID
 from train.models import build_model, head
 from train.runs import ModelSpec, save_model
-from train.weights import CHEXNET, IMAGENET, StartConfig, modern_key, read_tensors, start_model
+from train.torch_file import read_torch_file
+from train.weights import (
+    CHEXNET,
+    IMAGENET,
+    IMAGENET_URLS,
+    StartConfig,
+    modern_key,
+    start_model,
+)
 
 FILE_121 = "densenet121-a639ec97.pth"
 
@@ -79,6 +90,33 @@ def test_chexnet_loads_identically(chexnet_file, chexnet_weights):
     assert equal(model.state_dict(), chexnet_weights)
 
 
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("names", ["of 2018", "modern"])
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_reproduce_chexnets_whole_module_loads_identically(
+    chexnet_weights, tmp_path, form, names, monkeypatch
+):
+    """{'model': the module itself, ...}: a sigmoid behind the classifier, perhaps old names."""
+    module = build_model("densenet121", 14)
+    module.load_state_dict(chexnet_weights)
+    module.classifier = torch.nn.Sequential(module.classifier, torch.nn.Sigmoid())
+    if names == "of 2018":
+        for part in module.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                del part._buffers["num_batches_tracked"]  # before torch 0.4.1
+            for old in [name for name in part._modules if re.fullmatch(r"(norm|conv)[12]", name)]:
+                part._modules[f"{old[:-1]}.{old[-1]}"] = part._modules.pop(old)
+    path = tmp_path / "checkpoint"
+    content = {"model": module, "best_loss": 0.2, "epoch": 6, "rng_state": torch.get_rng_state()}
+    torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    monkeypatch.setattr(
+        "torch.nn.Module.__setstate__", lambda *_: pytest.fail("a module was unpickled")
+    )
+    model, vocabulary = start_model(StartConfig("chexnet", path), "densenet121", COVID)
+    assert vocabulary == CHEXNET
+    assert equal(model.state_dict(), chexnet_weights)
+
+
 def test_chexnet_is_a_densenet121(chexnet_file):
     with pytest.raises(UserError, match="densenet121, the recipe trains a densenet201"):
         start_model(StartConfig("chexnet", chexnet_file), "densenet201", COVID)
@@ -114,7 +152,7 @@ class Hostile:
 def test_a_hostile_file_is_refused_and_not_executed(tmp_path, new_format):
     path, target = tmp_path / "hostile.pth", tmp_path / "executed"
     torch.save({"state_dict": Hostile(target)}, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(UserError, match="more than tensors or is damaged") as refused:
+    with pytest.raises(UserError, match="more than weights, or is damaged") as refused:
         start_model(StartConfig("chexnet", path), "densenet121", COVID)
     assert not target.exists()
     assert "\n" not in str(refused.value)
@@ -125,7 +163,7 @@ def test_damaged_files_are_refused(tmp_path, content):
     path = tmp_path / "damaged.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged\.pth"):
-        read_tensors(path)
+        read_torch_file(path)
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"state_dict": {"a": 1}}])
@@ -137,25 +175,73 @@ def test_files_without_a_state_dict_are_refused(tmp_path, content):
 
 
 def test_imagenet_folder_without_the_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"no {FILE_121} in {re.escape(str(tmp_path))}.*https://"):
-        start_model(StartConfig("imagenet", tmp_path), "densenet121", COVID)
+    for architecture, url in IMAGENET_URLS.items():
+        file, digest = url.rsplit("/", 1)[-1], url.rsplit("-", 1)[-1].removesuffix(".pth")
+        with pytest.raises(UserError, match=f"no {file} in {re.escape(str(tmp_path))}") as missing:
+            start_model(StartConfig("imagenet", weights_dir=tmp_path), architecture, COVID)
+        assert f"fetch {url} (SHA-256 begins with {digest})" in str(missing.value)
 
 
-def test_imagenet_from_a_folder(tmp_path):
+def test_the_imagenet_files_are_torchvisions_and_timms():
+    for architecture, url in IMAGENET_URLS.items():
+        if architecture == "xception":
+            from timm.models import get_pretrained_cfg
+
+            assert url == get_pretrained_cfg("legacy_xception").url
+        else:
+            assert url == get_model_weights(architecture).IMAGENET1K_V1.url
+
+
+def test_imagenet_of_another_hash_is_refused(tmp_path):
+    (tmp_path / FILE_121).write_bytes(b"other")
+    with pytest.raises(UserError, match=r"has the SHA-256 d9298a10d1b07358.*begins with a639ec97"):
+        start_model(StartConfig("imagenet", weights_dir=tmp_path), "densenet121", COVID)
+
+
+def test_a_failed_download_names_file_and_hash(monkeypatch):
+    def fail(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fail)
+    with pytest.raises(UserError, match=f"could not download {FILE_121}.*a639ec97.*weights-dir"):
+        start_model(StartConfig("imagenet"), "densenet121", COVID)
+
+
+def put_file(folder: Path, architecture: str, state: dict, monkeypatch) -> StartConfig:
+    """The state as an ImageNet file whose name tells its hash."""
+    path = folder / "weights"
+    torch.save(state, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    path.rename(folder / f"made-{digest}.pth")
+    monkeypatch.setitem(IMAGENET_URLS, architecture, f"https://example.org/made-{digest}.pth")
+    return StartConfig("imagenet", weights_dir=folder)
+
+
+def test_imagenet_from_a_folder(tmp_path, monkeypatch):
     weights = build_model("densenet121", 1000).state_dict()
     old = {old_key(key): value for key, value in without_counters(weights).items()}
-    torch.save(old, tmp_path / FILE_121)
-    model, vocabulary = start_model(StartConfig("imagenet", tmp_path), "densenet121", COVID)
+    start = put_file(tmp_path, "densenet121", old, monkeypatch)
+    model, vocabulary = start_model(start, "densenet121", COVID)
     assert vocabulary == IMAGENET
     assert equal(model.state_dict(), weights)
+
+
+def test_the_soares_base_is_imagenets(tmp_path, monkeypatch):
+    plain = build_model("resnet18", 1000)
+    start = put_file(tmp_path, "resnet18", plain.state_dict(), monkeypatch)
+    model, vocabulary = start_model(start, "resnet18", COVID, head="soares", size=64)
+    assert vocabulary == COVID
+    assert head(model).out_features == 3
+    assert equal(model.features.conv1.state_dict(), plain.conv1.state_dict())
+    assert equal(model.features.layer4.state_dict(), plain.layer4.state_dict())
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (StartConfig("nope"), "no start 'nope'; there are: random, imagenet, chexnet, run"),
+        (StartConfig("nope"), "no start 'nope'; there are: random, imagenet, chexnet, checkpoint"),
         (StartConfig("chexnet"), "needs --start.path"),
-        (StartConfig("run"), "needs --start.path"),
+        (StartConfig("checkpoint"), "needs --start.path"),
         (StartConfig("chexnet", Path("/nonexistent/file")), "no /nonexistent/file"),
     ],
 )
@@ -185,11 +271,11 @@ def finished_run(tmp_path_factory) -> Path:
 
 
 def test_another_runs_last_stage(finished_run):
-    model, vocabulary = start_model(StartConfig("run", finished_run), "densenet121", COVID)
+    model, vocabulary = start_model(StartConfig("checkpoint", finished_run), "densenet121", COVID)
     assert vocabulary == CHESTXRAY14
     assert head(model).out_features == 15
 
 
 def test_another_runs_architecture_must_be_the_recipes(finished_run):
     with pytest.raises(UserError, match="holds a densenet121, the recipe trains a densenet201"):
-        start_model(StartConfig("run", finished_run), "densenet201", COVID)
+        start_model(StartConfig("checkpoint", finished_run), "densenet201", COVID)

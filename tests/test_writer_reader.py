@@ -1,6 +1,7 @@
 """shards.writer and shards.reader: what is written comes back, byte for byte and every time."""
 
 import hashlib
+import io
 import tarfile
 from pathlib import Path
 
@@ -129,3 +130,21 @@ def test_write_atomic(tmp_path: Path):
     write_atomic(tmp_path / "f", b"22")
     assert (tmp_path / "f").read_bytes() == b"22"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_the_tar_is_what_tarfile_writes(tmp_path: Path):
+    samples = [sample(number) for number in range(7)]
+    write_shard(tmp_path / "a.tar", "train", samples)
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for one in samples:
+            parts = {
+                one.extension: one.image,
+                "lab": one.labels.tobytes(),
+                "json": one.meta.to_json(),
+            }
+            for extension, data in parts.items():
+                info = tarfile.TarInfo(f"{one.key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert (tmp_path / "a.tar").read_bytes() == plain.getvalue()

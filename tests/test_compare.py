@@ -1,0 +1,167 @@
+"""python -m train compare: the table and Figure 1; `make paper`, which ends in it."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from shards.console import UserError
+from train import __main__ as command
+from train.compare import CompareCommand, compare, draw, phase_rows, run_names
+from train.recipes import recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+ENDS = (10, 58, 106, 154)  # the paper's Figure 1
+
+
+def phase(number: int, epochs: int, accuracy: float | None) -> dict:
+    test = {"loss": 0.1, "accuracy": accuracy, "auroc_mean": 0.9, "f1": [0.5, None, 1.0]}
+    best = {"best_epoch": number, "best_val_loss": 0.5 / number}
+    return {"name": f"p{number}", "epochs": epochs, **best, "test": test}
+
+
+def make_run(folder: Path, name: str, accuracies: tuple[float | None, ...], done: bool = True):
+    """A run with the paper's four phases, of which as many are finished as accuracies are given."""
+    folder.mkdir()
+    stages = [{"name": "covid"}]
+    settings = {"recipe": name, "config": {"stages": stages}, "synthetic": True}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    phases = [
+        phase(number, end - start, accuracy)
+        for number, (start, end, accuracy) in enumerate(zip((0, *ENDS), ENDS, accuracies), 1)
+    ]
+    lines = [
+        {"stage": "covid", "phase": number, "epoch": epoch, "copies": 100, "seconds": 2.0}
+        | ({"energy_j": 3600.0} if name == "network-c" else {})
+        for number, start, end in zip((1, 2, 3, 4), (0, *ENDS), ENDS)
+        for epoch in range(start + 1, end + 1)
+        if number <= len(accuracies)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if done:
+        (folder / "covid").mkdir()
+        (folder / "covid" / "result.json").write_text(json.dumps({"phases": phases}))
+    else:
+        state = {"position": {"stage": 0, "phases": phases}}
+        (folder / "checkpoints" / "000007").mkdir(parents=True)
+        (folder / "checkpoints" / "000007" / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> tuple[Path, ...]:
+    return (
+        make_run(tmp_path / "c", "network-c", (0.7, 0.9, 0.95, 0.994)),
+        make_run(tmp_path / "e", "network-e", (0.6, 0.8), done=False),
+    )
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> Iterator[list]:
+    """The figures, which are closed at the end instead of at once."""
+    figures: list = []
+    close = plt.close
+    monkeypatch.setattr(plt, "close", figures.append)
+    yield figures
+    for figure in figures:
+        close(figure)
+
+
+def test_rows_are_the_phases_with_their_cost(runs):
+    rows = phase_rows(runs[0], "C")
+    assert [row.ends for row in rows] == list(ENDS)
+    assert [row.accuracy for row in rows] == [0.7, 0.9, 0.95, 0.994]
+    assert [(row.copies, row.seconds) for row in rows[:2]] == [(1000, 20.0), (4800, 96.0)]
+    assert rows[0].joules == 36_000
+    assert rows[0].f1 == 0.75
+    running = phase_rows(runs[1], "E")
+    assert [(row.ends, row.accuracy, row.joules) for row in running] == [
+        (10, 0.6, None),
+        (58, 0.8, None),
+    ]
+
+
+def test_the_figure_has_a_line_per_run_and_a_mark_per_phase(runs, tmp_path, drawn, capsys):
+    compare(CompareCommand(runs, tmp_path / "new" / "figure.png"))
+    lines = drawn[0].axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["network-c", "network-e"]
+    assert lines[0].get_xdata().tolist() == list(ENDS)
+    assert lines[0].get_ydata().tolist() == [0.7, 0.9, 0.95, 0.994]
+    assert list(drawn[0].axes[0].get_xticks()) == list(ENDS)
+    assert drawn[0].axes[0].get_ylabel() == "test accuracy"
+    assert Image.open(tmp_path / "new" / "figure.png").width > 500
+    printed = capsys.readouterr().out
+    for text in ("network-c", "99.4 %", "kWh", "synthetic data"):
+        assert text in printed.replace("\n", " ")
+
+
+def test_labels_that_do_not_exclude_each_other_are_drawn_by_auroc(tmp_path, drawn):
+    run = make_run(tmp_path / "x", "chestxray14-densenet121", (None, None))
+    draw(phase_rows(run, "x"), tmp_path / "figure.png")
+    assert drawn[0].axes[0].get_ylabel() == "test AUROC, mean"
+    assert drawn[0].axes[0].get_lines()[0].get_ydata().tolist() == [0.9, 0.9]
+
+
+def test_two_runs_of_a_recipe_go_by_their_folders(tmp_path):
+    first, second = (make_run(tmp_path / name, "network-c", (0.5,)) for name in ("one", "two"))
+    assert run_names((first, second)) == {first: "one", second: "two"}
+
+
+def test_what_cannot_be_compared_is_named(tmp_path, runs):
+    with pytest.raises(UserError, match=r"no settings\.json in"):
+        compare(CompareCommand((tmp_path,)))
+    with pytest.raises(UserError, match="takes at least one run folder"):
+        compare(CompareCommand(()))
+    with pytest.raises(UserError, match="no phase of stage nope is finished in"):
+        compare(CompareCommand(runs, stage="nope"))
+    fresh = make_run(tmp_path / "fresh", "network-a", ())
+    with pytest.raises(UserError, match="no phase is finished in"):
+        compare(CompareCommand((fresh,), tmp_path / "x.png"))
+    (runs[0] / "covid" / "result.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        compare(CompareCommand(runs, tmp_path / "x.png"))
+
+
+def test_a_stages_settings_are_given_by_its_name_too():
+    words = ["--shards", "a", "--run", "b", "--stages.covid.phases.1.epochs", "7"]
+    parsed = command.parse("network-c", words, command.TrainCommand).config
+    assert [phase.epochs for phase in parsed.stages[1].phases] == [10, 7, 48, 48]
+    assert parsed.stages[0] == recipe("network-c").stages[0]
+    with pytest.raises(UserError, match=r"no setting --stages\.nope\.batch"):
+        command.parse("network-c", ["--stages.nope.batch", "7"], command.TrainCommand)
+
+
+def paper(*words: str) -> list[str]:
+    make = ["make", "-n", "-o", ".venv/.done", "paper", "SHARDS=s", "OUT=o", "ARGS=--size 64"]
+    done = subprocess.run([*make, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [
+        line.split(" -m train ")[1] for line in done.stdout.splitlines() if " -m train " in line
+    ]
+
+
+def test_make_paper_trains_all_five_of_one_chestxray14_run():
+    lines = paper("COVID_ARGS=--stages.covid.phases.0.epochs 1", "NIH_ARGS=--seed 3")
+    assert [line.split()[0] for line in lines] == [
+        *("chestxray14-densenet201", "chestxray14-densenet121"),
+        *(f"network-{letter}" for letter in "abcde"),
+        "compare",
+    ]
+    for line in lines[:2]:
+        assert line.endswith("--size 64 --seed 3")
+    for line in lines[3:5]:  # B and C
+        assert '--start.kind checkpoint --start.path "o/chestxray14-densenet201"' in line
+        assert line.endswith("--skip-stages 1")
+    for line in lines[5:7]:
+        assert '--start.kind checkpoint --start.path "o/chestxray14-densenet121"' in line
+    for line in lines[2:7]:
+        name, words = line.split()[0], line.replace('"', "").split()[1:]
+        parsed = command.parse(name, words, command.TrainCommand)
+        assert parsed.config.size == 64
+        assert parsed.config.stages[-1].phases[0].epochs == 1
+    chexnet = paper("CHEXNET=x.pth")
+    assert "chestxray14-densenet121" not in " ".join(chexnet)
+    assert chexnet[-2].endswith('--start.kind chexnet --start.path "x.pth"')

@@ -1,0 +1,141 @@
+"""The measures of explanations against plain loops; the command once, on a network made by hand."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from torchvision.models import DenseNet
+
+from serve.explain.faithfulness import (
+    CELLS,
+    STEPS,
+    area_under,
+    box_mask,
+    cell_order,
+    likeness,
+    points_into,
+    stepwise,
+    top_iou,
+)
+from serve.explain.faithfulness_command import FaithfulnessConfig, faithfulness
+from shards.console import UserError
+from shards.labels import CHESTXRAY14
+from shards.sample import Box
+
+
+def test_box_is_scaled_to_the_square():
+    mask = box_mask([Box("Mass", 100, 50, 200, 100)], 400, 200, 40)
+    rows, columns = np.nonzero(mask)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 10, 29)
+    assert mask.sum() == 400
+    assert not box_mask([], 400, 200, 40).any()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_pointing_and_overlap_match_loops(seed):
+    rng = np.random.default_rng(seed)
+    heat = rng.random((12, 12)).astype(np.float32)
+    left, top = rng.integers(0, 8, 2)
+    mask = box_mask([Box("x", left, top, 4, 3)], 12, 12, 12)
+    best = max(((r, c) for r in range(12) for c in range(12)), key=lambda place: heat[place])
+    assert points_into(heat, mask) == mask[best]
+    ranked = sorted(np.ndindex(12, 12), key=lambda place: -heat[place])[: int(mask.sum())]
+    inside = sum(bool(mask[place]) for place in ranked)
+    assert top_iou(heat, mask) == pytest.approx(inside / (2 * mask.sum() - inside))
+
+
+def test_a_map_of_nothing_points_nowhere():
+    mask = np.ones((8, 8), bool)
+    assert not points_into(np.zeros((8, 8)), mask)
+    assert top_iou(np.zeros((8, 8)), mask) == 0
+    assert top_iou(mask.astype(float), mask) == 1
+
+
+@pytest.mark.parametrize("size", [64, 224, 237])
+def test_deletion_goes_from_the_image_to_its_blur_the_hottest_cell_first(size):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (size, size), np.uint8)
+    heat = np.zeros((size, size), np.float32)
+    heat[: size // CELLS, : size // CELLS] = 1
+    order = cell_order(heat)
+    assert order[0] == 0
+    assert sorted(order) == list(range(CELLS**2))
+    gone, come = stepwise(image, order, insert=False), stepwise(image, order, insert=True)
+    assert len(gone) == STEPS + 1
+    assert np.array_equal(gone[0], image)
+    assert np.array_equal(come[-1], image)
+    assert np.array_equal(gone[-1], come[0])
+    changed = [(step != image).mean() for step in gone]
+    assert changed == sorted(changed)
+    assert (gone[1] != image)[: size // CELLS, : size // CELLS].mean() > 0.9
+    # One puts what the other takes: together each pixel is there once.
+    middle = STEPS // 2
+    other = np.where(gone[middle] == image, come[0], image)
+    assert (come[middle] == other).mean() > 0.95
+
+
+def test_area_and_likeness():
+    assert area_under(np.linspace(0, 1, 11)) == pytest.approx(0.5)
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(9, 9)), rng.normal(size=(9, 9))
+    assert likeness(one, other) == pytest.approx(
+        spearmanr(np.abs(one).ravel(), np.abs(other).ravel()).statistic
+    )
+    assert likeness(one, -one) == pytest.approx(1)
+    assert likeness(one, np.ones((9, 9))) == 0
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """A small network with ChestX-ray14's labels stands for a run's."""
+    torch.manual_seed(0)
+    net = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=15).eval()
+    spec = SimpleNamespace(
+        labels=CHESTXRAY14.names,
+        exclusive=False,
+        size=32,
+        shorter_side=None,
+        output="sigmoid",
+        stage="chestxray14",
+        weights_sha256="0" * 64,
+        synthetic=True,
+    )
+    monkeypatch.setattr("train.runs.load_run_model", lambda run, stage: (net, spec))
+
+
+def test_the_command_measures_every_method_and_chance(trained, tiny_shards, tmp_path, capsys):
+    config = FaithfulnessConfig(
+        Path("run"), tiny_shards / "chestxray14", tmp_path / "out", limit=4, sanity=1
+    )
+    told = json.loads(faithfulness(config).read_bytes())
+    names = [row["method"] for row in told["methods"]]
+    assert names == ["lrp", "gradcam", "cam", "occlusion-drop", "random"]
+    assert told["explanations"] >= 4
+    for row in told["methods"]:
+        assert len(row["deletion_curve"]) == len(told["fractions"]) == STEPS + 1
+        assert 0 <= row["deletion"] <= 1
+        assert row["deletion_curve"][0] == pytest.approx(row["insertion_curve"][-1], abs=1e-5)
+        if told["with_boxes"]:
+            assert row["pointing"]["n"] == told["with_boxes"]
+            assert 0 <= row["pointing"]["low"] <= row["pointing"]["high"] <= 1
+    sanity = {row["method"]: row["sanity"] for row in told["methods"]}
+    assert sanity["random"] is None
+    assert set(sanity["lrp"]) == {"output_layer", "all_layers"}
+    assert (tmp_path / "out" / "faithfulness.png").read_bytes().startswith(b"\x89PNG")
+    assert "pointing" in capsys.readouterr().out
+
+
+def test_wrong_requests_are_refused(trained, tiny_shards, tmp_path):
+    folder = tiny_shards / "chestxray14"
+    with pytest.raises(UserError, match="no method 'x'"):
+        faithfulness(FaithfulnessConfig(Path("run"), folder, tmp_path, methods="lrp,x"))
+    with pytest.raises(UserError, match="--limit 0"):
+        faithfulness(FaithfulnessConfig(Path("run"), folder, tmp_path, limit=0))
+    with pytest.raises(UserError, match="no split 'none'"):
+        faithfulness(FaithfulnessConfig(Path("run"), folder, tmp_path, split="none"))

@@ -1,0 +1,104 @@
+"""Occlusion: the windows, what a flip is, and batches against one window at a time."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import DenseNet
+
+from serve.explain.methods import Explainer
+from serve.explain.occlusion import Occlusion, Outputs, windows
+from train.warp import normalise
+
+CPU = torch.device("cpu")
+
+
+class Brightness(nn.Module):
+    """Two logits: brighter than a threshold in the upper left quarter, and the contrary."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = images.shape[-1] // 2
+        value = images[:, :, :half, :half].mean((1, 2, 3)) - self.bias
+        return torch.stack([value, -value], 1)
+
+
+@pytest.mark.parametrize("size", [32, 64, 100, 224, 237])
+def test_windows_cover_every_pixel_and_stay_inside(size):
+    cover = np.zeros((size, size), int)
+    for rows, columns in windows(size):
+        assert 0 <= rows.start < rows.stop <= size
+        assert rows.stop - rows.start == columns.stop - columns.start == round(32 * size / 224)
+        cover[rows, columns] += 1
+    assert cover.min() >= 1
+
+
+def test_the_papers_windows_at_224():
+    found = list(windows(224))
+    assert len(found) == 13 * 13
+    assert found[1] == (slice(0, 32), slice(16, 48))
+
+
+def image_with_spot() -> np.ndarray:
+    image = np.full((64, 64), 100, np.uint8)
+    image[4:10, 4:10] = 255
+    return image
+
+
+def test_a_window_is_marked_where_the_call_flips():
+    image = image_with_spot()
+    with torch.no_grad():
+        whole = Brightness(0.0)(normalise(torch.tensor(image[None])))[0, 0]
+    # Just above: what covers the spot flips the call, and so does some more of the quarter.
+    found = Occlusion(Brightness(float(whole) - 0.09), Outputs(True), 64, CPU)(image, 0)
+    assert found.called
+    assert 0 < found.flipped < found.windows
+    assert found.flips[6, 6] == 1
+    assert found.flips[:, 40:].max() == 0
+    assert found.drops[6, 6] > found.drops[40, 40] == pytest.approx(0, abs=1e-6)
+
+
+def test_nothing_flips_where_the_label_was_not_called():
+    found = Occlusion(Brightness(100.0), Outputs(True), 64, CPU)(image_with_spot(), 0)
+    assert not found.called
+    assert found.flips.max() == 0
+
+
+def test_calls_of_labels_that_do_not_exclude_each_other_are_from_one_half():
+    logits = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
+    assert (Outputs(False).margins(logits, 0) > 0).tolist() == [True, False]
+    assert (Outputs(True).margins(logits, 0) > 0).tolist() == [False, True]
+    softmax = Outputs(True, "softmax").probabilities(logits)
+    torch.testing.assert_close(softmax.sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("target", [1, 2])
+def test_batches_give_the_calls_of_one_window_at_a_time(target):
+    torch.manual_seed(0)
+    net = DenseNet(growth_rate=8, block_config=(2, 2), num_init_features=16, num_classes=3).eval()
+    image = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    outputs = Outputs(exclusive=True)
+    with torch.inference_mode():
+        # The bias makes the whole image a close call, so that windows flip it.
+        logits = net(normalise(torch.tensor(image[None])))[0]
+        net.classifier.bias[target] += logits.max() - logits[target] + 0.001
+    found = Occlusion(net, outputs, 64, CPU)(image, target)
+    flips, drops, cover = np.zeros((64, 64)), np.zeros((64, 64)), np.zeros((64, 64))
+    with torch.inference_mode():
+        before = net(normalise(torch.tensor(image[None])))[0].sigmoid()[target]
+        for place in windows(64):
+            black = image.copy()
+            black[place] = 0
+            logits = net(normalise(torch.tensor(black[None])))[0]
+            flips[place] += int(logits.argmax() != target)
+            drops[place] += float(before - logits.sigmoid()[target])
+            cover[place] += 1
+    assert found.flipped > 0
+    np.testing.assert_allclose(found.flips, flips / cover, atol=1e-6)
+    np.testing.assert_allclose(found.drops, drops / cover, atol=5e-3)  # bf16
+    explained = Explainer("occlusion", net, 64, outputs)(image[None], [target])
+    np.testing.assert_array_equal(explained.maps[0], found.flips)
+    assert explained.notes[0]["windows"] == found.windows

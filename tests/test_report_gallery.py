@@ -1,0 +1,175 @@
+"""The report's gallery: which images, whose maps, and how large the pictures are."""
+
+import json
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from report_runs import LABELS, make_dataset, make_run, write_json
+
+from ingest.radiograph import draw
+from serve import report_run
+from serve.gallery import (
+    Gallery,
+    Picture,
+    choose,
+    choose_with,
+    make_gallery,
+    read_images,
+    wrong_calls,
+)
+from serve.predictions import Joined
+from serve.report import ReportConfig, write_report
+from serve.report_maps import NAME, StoredMap, image_webp, load_layer, stored_maps, to_layer
+from shards.console import UserError
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "shards" / "toy"
+    return folder, make_dataset(folder)
+
+
+def join_arrays(truth, probabilities):
+    keys = tuple(f"image-{i}" for i in range(len(truth)))
+    return Joined(keys, LABELS, True, truth, probabilities, None, {}, True)
+
+
+def decode(webp):
+    return cv2.imdecode(np.frombuffer(webp, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def test_choose_takes_wrong_calls_first_then_each_label_in_turn():
+    truth = np.eye(3, dtype=np.int8)[[0, 0, 0, 1, 1, 2, 2, 2]]
+    probabilities = np.where(truth == 1, 0.8, 0.1)
+    probabilities[1] = (0.2, 0.6, 0.1)  # wrong
+    probabilities[5] = (0.9, 0.1, 0.2)  # wrong, and surer
+    assert wrong_calls(truth, probabilities).nonzero()[0].tolist() == [1, 5]
+    assert choose(truth, probabilities, 6).tolist() == [5, 1, 0, 3, 6, 2]
+    assert choose(truth, probabilities, 99).tolist() == [5, 1, 0, 3, 6, 2, 4, 7]
+    assert choose(truth, probabilities, 0).tolist() == []
+    assert choose(truth, probabilities, 2).tolist() == [5, 0]
+    explained = np.isin(np.arange(8), [1, 7])
+    assert choose_with(truth, probabilities, explained, 5).tolist() == [5, 1, 7, 0, 3]
+    assert choose_with(truth, probabilities, explained, 1).tolist() == [1]
+    assert choose_with(truth, probabilities, np.zeros(8, bool), 2).tolist() == [5, 0]
+
+
+def test_unknown_truth_is_no_wrong_call():
+    truth = np.array([[-1, 0], [0, 1], [0, -1]], np.int8)
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+    assert wrong_calls(truth, probabilities).tolist() == [False, True, True]
+
+
+def test_read_images_by_key_from_several_shards(dataset):
+    folder, manifest = dataset
+    found = read_images(folder, manifest, "test", ["image-5", "image-1", "absent"], 32)
+    assert {key: (image.shape, int(image[0, 0])) for key, image in found.items()} == {
+        "image-1": ((32, 32), 10),
+        "image-5": ((32, 32), 50),
+    }
+
+
+def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypatch):
+    import torch
+    from torchvision.models import DenseNet
+
+    folder, _ = dataset
+    torch.manual_seed(0)
+    model = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=3).eval()
+    spec = SimpleNamespace(
+        labels=LABELS, exclusive=True, size=64, output="sigmoid", weights_sha256="w"
+    )
+    monkeypatch.setattr("train.runs.load_run_model", lambda run, stage: (model, spec))
+    truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
+    probabilities = np.where(truth == 1, 0.8, 0.1)
+    probabilities[4] = (0.9, 0.1, 0.1)
+    probabilities[0] = np.nan  # could not be scored
+    explained = tmp_path / "explain"
+    explain(explained, "image-5")
+    joined = join_arrays(truth, probabilities)
+    found = make_gallery(folder, folder, "test", joined, 4, explained)
+    assert found.wrong == 1
+    assert [p.key for p in found.pictures] == ["image-4", "image-5", "image-3", "image-1"]
+    assert [p.wrong for p in found.pictures] == [True, False, False, False]
+    assert found.pictures[0].truth == ("Viral $Pneumonia",)
+    assert found.pictures[0].called == "Normal"
+    methods = [[(layer.method, layer.label) for layer in p.layers] for p in found.pictures]
+    assert methods[0] == [("gradcam", "Normal")]
+    assert methods[1] == [("gradcam", LABELS[2]), ("lrp", "Normal")]
+    assert decode(found.pictures[0].image).shape[:2] == (64, 64)
+
+
+def explain(folder, key, weights="w", map_name="one.npy", heat=None):
+    """What serve explain leaves."""
+    item = {"key": key, "method": "lrp", "label": "Normal", "map": map_name}
+    write_json(folder / NAME, {"weights_sha256": weights, "items": [item]})
+    np.save(folder / "one.npy", np.ones((64, 64), np.float32) if heat is None else heat)
+
+
+def test_stored_maps_of_another_network_or_damaged_are_refused(tmp_path):
+    explain(tmp_path, "a")
+    assert list(stored_maps(tmp_path, "w")) == ["a"]
+    with pytest.raises(UserError, match="another network"):
+        stored_maps(tmp_path, "x")
+    (tmp_path / NAME).write_text(json.dumps({"weights_sha256": "w", "items": [{"key": "a"}]}))
+    with pytest.raises(UserError, match="is damaged"):
+        stored_maps(tmp_path, "w")
+
+
+def test_a_stored_maps_name_stays_in_its_folder(tmp_path):
+    explain(tmp_path / "in", "a", map_name="../../one.npy")
+    assert stored_maps(tmp_path / "in", "w")["a"][0].path == tmp_path / "in" / "one.npy"
+
+
+@pytest.mark.parametrize(
+    "heat",
+    [
+        np.ones((32, 32), np.float32),
+        np.full((64, 64), np.nan, np.float32),
+        np.ones((2000, 2000), np.float32),
+        np.array([{}], object),
+        np.zeros((64, 64), "U3"),
+    ],
+)
+def test_files_that_are_no_map_are_refused(tmp_path, heat):
+    np.save(tmp_path / "one.npy", heat)
+    with pytest.raises(UserError, match="cannot be used"):
+        load_layer(StoredMap("lrp", "a", tmp_path / "one.npy"), 64)
+
+
+def test_layers_have_the_colours_that_they_say():
+    heat = np.zeros((64, 64), np.float32)
+    heat[:32], heat[40:] = 2.0, -1.0
+    pixels = decode(to_layer("lrp", "a", heat).webp).astype(int)
+    assert pixels.shape == (64, 64, 4)
+    red, nothing, blue = pixels[16, 32], pixels[36, 32], pixels[52, 32]
+    assert red[2] > 200 > 60 > red[0]
+    assert red[3] == 255
+    assert nothing[3] < 10
+    assert blue[0] > 200 > 60 > blue[2]
+    assert abs(blue[3] - 128) < 3
+    plain = decode(to_layer("gradcam", "a", np.abs(heat) / 2).webp).astype(int)
+    assert plain.shape == (32, 32, 3)
+    assert plain[8, 16, 2] > 100 > plain[8, 16, 0]  # JET's red
+
+
+def test_two_hundred_images_stay_below_15_megabytes(tmp_path, monkeypatch):
+    make_dataset(tmp_path / "shards" / "toy")
+    run = make_run(tmp_path / "run", tmp_path / "shards")
+    rng = np.random.default_rng(0)
+    pictures = []
+    for i in range(8):
+        image = draw(i, (), size=224)
+        image = np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+        smooth = cv2.resize(rng.random((7, 7), np.float32), (224, 224))
+        rough = rng.normal(size=(224, 224)).astype(np.float32) * smooth
+        layers = (to_layer("gradcam", "Normal", smooth), to_layer("lrp", "Normal", rough))
+        one = Picture(f"i{i}", ("Normal",), "Normal", 0.5, False, image_webp(image), layers)
+        pictures.append(one)
+    gallery = Gallery(LABELS, pictures * 25, 0)
+    monkeypatch.setattr(report_run, "_gallery", lambda *_: (gallery, []))
+    page = write_report(ReportConfig((run,)))
+    assert page.read_text().count('class="tile') == 200
+    assert page.stat().st_size < 15e6

@@ -1,0 +1,365 @@
+"""Shortcuts: the changes to images, the source model, and the command with a model that is known to
+go by one thing alone."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from test_evaluate import BLOCKED
+from tiny_model import model_info
+
+from serve.intervals import Estimate
+from serve.model_info import to_metadata
+from serve.shortcuts.changes import black_where, centre_box, cover, paste, word_pixels
+from serve.shortcuts.command import ShortcutsConfig, find_shortcuts
+from serve.shortcuts.inputs import parse_box, parse_point
+from serve.shortcuts.results import ClassArea, Performance, above_chance
+from serve.shortcuts.samples import Listed, pick
+from serve.shortcuts.sources import features, predict_sources
+from shards.codec import encode
+from shards.console import UserError
+from shards.index import Component
+from shards.manifest import Manifest, SplitCounts
+from shards.rectangles import Rectangle, read_rectangles
+from shards.sample import Sample, SampleMeta
+from shards.writer import write_shard
+
+S = 32
+LABELS = ("Normal", "COVID-19")
+
+
+def write_model(path, weights, bias):
+    """P(COVID-19) = sigmoid(sum(weights x grey / 255) + bias), P(Normal) = its mirror image."""
+    both = np.stack([-weights.ravel(), weights.ravel()], axis=1).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["grey", "white"], ["scaled"]),
+        helper.make_node("Flatten", ["scaled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weights", "bias"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 1, S, S])],
+        [helper.make_tensor_value_info(x, 1, ["n", 2]) for x in ("logits", "probabilities")],
+        [
+            numpy_helper.from_array(both, "weights"),
+            numpy_helper.from_array(np.array([-bias, bias], np.float32), "bias"),
+            numpy_helper.from_array(np.float32(255), "white"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    info = model_info(labels=LABELS, size=S, shorter_side=None)
+    helper.set_model_props(model, to_metadata(info))
+    onnx.save(model, path)
+    return path
+
+
+def border():
+    return ~centre_box((0.1, 0.1, 0.9, 0.9), S)
+
+
+def write_shards(folder, source="hospital", images=40, dark_border=False, settings=None):
+    """COVID-19 is every second image: a brighter border where `dark_border` is false, and nothing
+    else tells the classes apart."""
+    rng = np.random.default_rng(len(source))
+    samples = []
+    for i in range(images):
+        pixels = rng.integers(90, 130, (2 * S, 3 * S), np.uint8)
+        edge = np.ones(pixels.shape, bool)
+        edge[S // 4 : -S // 4, S // 4 : -S // 4] = False
+        pixels[edge] = 20 if dark_border else (60 + 60 * (i % 2) + rng.integers(-20, 20))
+        labels = np.eye(2, dtype=np.int8)[i % 2]
+        meta = SampleMeta(
+            source, f"folder/{source}-{i}.png", "0" * 64, 6 * S, 4 * S, patient=f"{source}-{i // 2}"
+        )
+        samples.append(Sample(f"{source}-{i}", encode(pixels, "png"), "png", labels, meta))
+    shards = (write_shard(folder / "test" / f"{source}-test-0.tar", "test", samples),)
+    counts = SplitCounts(images, dict.fromkeys(LABELS, images // 2))
+    manifest = Manifest(
+        source, LABELS, True, "png", 1, None, {"test": counts}, {}, settings or {}, shards
+    )
+    (folder / "manifest.json").write_bytes(manifest.to_json())
+    return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than all the rest."""
+    monkeypatch.setattr("serve.shortcuts.command.write_figure", lambda *_: None)
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    return write_shards(tmp_path / "hospital")
+
+
+@pytest.fixture
+def border_model(tmp_path):
+    """A model that looks at the border alone."""
+    weights = border() * 20 / border().sum()
+    return write_model(tmp_path / "border.onnx", weights, -20 * 90 / 255)
+
+
+def test_rectangles_are_covered_in_the_pixels_of_the_original():
+    grey = np.full((20, 30), 200, np.uint8)  # stored at half the size of the original
+    black = cover(grey, [Rectangle(10, 4, 21, 6), Rectangle(58, 38, 50, 50)], 60, 40)
+    slow = np.array(grey)
+    for y in range(40):
+        for x in range(60):
+            inside = (10 <= x < 31 and 4 <= y < 10) or (x >= 58 and y >= 38)
+            if inside:
+                slow[y // 2, x // 2] = 0
+    np.testing.assert_array_equal(black, slow)
+    assert (grey == 200).all()
+
+
+def test_words_are_white_where_they_are_asked_for():
+    strokes = word_pixels("SEDUTO", (5, 9), 12, 96)
+    rows, columns = np.nonzero(strokes)
+    assert rows.min() >= 9
+    assert columns.min() >= 5
+    assert rows.max() < 9 + 2 * 12
+    image = np.full((96, 96), 50, np.uint8)
+    pasted = paste(image, strokes)
+    np.testing.assert_array_equal(pasted[strokes == 0], 50)
+    assert (pasted >= image).all()
+    assert pasted.max() > 240
+    with pytest.raises(UserError, match="does not fit at 90,9 into 96 x 96"):
+        word_pixels("SEDUTO", (90, 9), 12, 96)
+    with pytest.raises(UserError, match="leaves no stroke"):
+        word_pixels(" ", (5, 9), 12, 96)
+
+
+def test_the_box_and_its_converse_share_the_image():
+    image = np.random.default_rng(0).integers(1, 255, (20, 20), np.uint8)
+    box = centre_box((0.1, 0.2, 0.9, 1), 20)
+    assert box.sum() == 16 * 16
+    np.testing.assert_array_equal(black_where(image, box) + black_where(image, ~box), image)
+
+
+@pytest.mark.parametrize("text", ["", "1", "a,b", "1,2,3"])
+def test_points_and_boxes_are_checked(text):
+    with pytest.raises(UserError, match="give x,y in pixels"):
+        parse_point(text, "--at")
+    with pytest.raises(UserError, match="as shares"):
+        parse_box(text)
+    with pytest.raises(UserError, match="as shares"):
+        parse_box("0.9,0.1,0.1,0.9")
+
+
+def test_a_model_of_borders_is_found_out(tmp_path, hospital, border_model, capsys):
+    found = find_shortcuts(ShortcutsConfig(hospital, tmp_path / "out", model=border_model))
+    as_is, black, only = (
+        getattr(found.borders, name) for name in ("as_is", "lungs_black", "lungs_only")
+    )
+    assert as_is.mean_auroc.value > 0.95
+    assert black == as_is  # it never looked at the lungs
+    assert only.mean_auroc.value == 0.5  # every score is the same
+    assert found.borders.area == pytest.approx(centre_box((0.1, 0.1, 0.9, 0.9), S).mean())
+    assert found.borders.largest_share == 0.5
+    assert "above chance (0.5)" in capsys.readouterr().out
+    assert found.omitted == (
+        "words covered: no --redact CSV was given",
+        "word pasted: no --word was given",
+        "source predicted: fewer than two sources, name more data sets with --others",
+    )
+    content = json.loads((tmp_path / "out" / "shortcuts.json").read_bytes())
+    assert content["borders"]["lungs_black"]["images"] == 40
+    assert (tmp_path / "out" / "borders.svg").is_file()
+    assert (tmp_path / "out" / "examples.png").is_file()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_model_of_the_centre_is_not_accused(tmp_path, hospital):
+    weights = ~border() * 20 / (~border()).sum()
+    model = write_model(tmp_path / "centre.onnx", weights, -20 * 110 / 255)
+    found = find_shortcuts(ShortcutsConfig(hospital, tmp_path / "out", model=model, limit=30))
+    assert found.images == 30
+    assert found.borders.lungs_black.mean_auroc.value == 0.5
+    assert "not told apart from chance" in found.words[0]
+
+
+def test_words_and_rectangles_change_what_they_must(tmp_path, hospital, border_model):
+    table = tmp_path / "words.csv"
+    rows = [f"folder/hospital-{i}.png,0,0,{6 * S},{4 * S}" for i in (1, 2)]
+    table.write_text("\n".join(["file,x,y,w,h", *rows, "folder/gone.png,0,0,9,9"]))
+    config = ShortcutsConfig(
+        hospital,
+        tmp_path / "out",
+        model=border_model,
+        redact=table,
+        word="IO",
+        at="1,1",
+        word_height=8,
+        on=("hospital-3", "Normal"),
+    )
+    found = find_shortcuts(config)
+    assert found.redaction.covered == 2
+    assert found.redaction.flipped == 1  # black all over: image 1 is no longer called COVID-19
+    assert found.redaction.classes[1].after == pytest.approx(
+        1 / (1 + np.exp(20 * 90 / 255)), rel=1e-3
+    )
+    assert found.redaction.after.accuracy.value < found.redaction.before.accuracy.value
+    assert found.word.images == 21
+    assert found.word.classes[1].smallest > 0  # white on the border speaks for COVID-19
+    assert found.word.classes[0].change.value == pytest.approx(-found.word.classes[1].change.value)
+    assert "1 files of words.csv are not among the scored images" in found.omitted
+    lines = (tmp_path / "out" / "word.csv").read_text().splitlines()
+    assert lines[0] == "key,before Normal,before COVID-19,after Normal,after COVID-19"
+    assert len(lines) == 22
+    assert len((tmp_path / "out" / "redaction.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_masks_stand_for_the_lungs(tmp_path, hospital, border_model):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for i in range(10):
+        grey = np.zeros((50, 50), np.uint8)
+        grey[:, 25:] = 1 if i % 2 else 255
+        (masks / f"hospital-{i}.png").write_bytes(encode(grey, "png"))
+    (masks / "hospital-10.png").write_bytes(encode(np.zeros((50, 50), np.uint8), "png"))
+    config = ShortcutsConfig(hospital, tmp_path / "out", model=border_model, masks=masks)
+    found = find_shortcuts(config).borders
+    assert (found.lungs_black.images, found.without_mask) == (10, 30)
+    assert found.area == pytest.approx(0.5, abs=0.02)
+    (masks / "hospital-0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"hospital-0\.png: not an image"):
+        find_shortcuts(replace(config, out=tmp_path / "again"))
+    with pytest.raises(UserError, match=r"no mask in .* is named as an image"):
+        find_shortcuts(replace(config, masks=tmp_path / "out"))
+
+
+def listed(source, i, labels=()):
+    meta = SampleMeta(source, f"{i}.png", "0" * 64, 8, 8, patient=f"{source}-{i // 2}")
+    image = Component("png", 0, 0, "x")
+    return Listed(f"{source}-{i}", np.zeros(0, np.int8), labels, meta, Path("x"), image)
+
+
+def test_the_source_is_told_where_it_can_be_and_only_there():
+    rng = np.random.default_rng(0)
+    samples = [listed("ab"[i % 2], i, ("COVID-19",) if i % 2 else ("Normal",)) for i in range(80)]
+    alike = np.stack([features(rng.integers(0, 255, (S, S), np.uint8)) for _ in samples])
+    chance = predict_sources(samples, alike, 0)
+    assert abs(chance.mean_auroc - 0.5) < 0.2
+    for i in range(1, 80, 2):
+        alike[i, -18:-2] += 1  # the borders
+    told = predict_sources(samples, alike, 0)
+    assert told.mean_auroc > 0.9
+    assert told.confounded == {"COVID-19": "b", "Normal": "a"}
+    assert [one.labels for one in told.sources] == [{"Normal": 40}, {"COVID-19": 40}]
+
+
+def test_no_patient_is_fitted_and_judged():
+    """Every patient has a mark of their own and no source has any: only a leak could tell."""
+    rng = np.random.default_rng(1)
+    samples = [listed("ab"[(i // 2) % 2], i) for i in range(120)]
+    marks = rng.normal(size=(60, 30)).repeat(2, axis=0)
+    assert abs(predict_sources(samples, marks, 0).mean_auroc - 0.5) < 0.2
+
+
+def test_other_data_sets_are_the_other_sources(tmp_path, hospital, border_model):
+    other = write_shards(tmp_path / "clinic", "clinic", dark_border=True)
+    few = write_shards(tmp_path / "few", "few", images=8)
+    config = ShortcutsConfig(
+        hospital, tmp_path / "out", model=border_model, others=(other, few), source_images=30
+    )
+    found = find_shortcuts(config).source
+    assert [one.source for one in found.sources] == ["clinic", "hospital"]
+    assert [one.images for one in found.sources] == [30, 30]
+    assert found.mean_auroc > 0.95
+    assert found.confounded == {}
+    assert found.omitted == ("few: only 4 patients, 10 are needed",)
+
+
+def test_a_perfect_order_is_above_chance_only_from_enough_images():
+    def found(area, low, kinds):
+        classes = (ClassArea("a", *kinds, Estimate(area, None, None)),)
+        return Performance(sum(kinds), None, Estimate(area, low, None), classes)
+
+    assert above_chance(found(1.0, None, (5, 5)))
+    assert not above_chance(found(1.0, None, (1, 20)))
+    assert not above_chance(found(0.5, None, (50, 50)))
+    assert above_chance(found(0.7, 0.51, (5, 5)))
+    assert not above_chance(found(0.7, 0.5, (5, 5)))
+    assert not above_chance(Performance(3, None, None, ()))
+
+
+def test_the_chosen_images_do_not_depend_on_their_order():
+    samples = [listed("a", i) for i in range(50)]
+    chosen = {one.key for one in pick(samples, 7)}
+    assert len(chosen) == 7
+    assert {one.key for one in pick(samples[::-1], 7)} == chosen
+    assert pick(samples, None) == samples
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"model": None}, "give either --model"),
+        ({"run": Path("run")}, "give either --model"),
+        ({"model": None, "run": Path("run")}, "python -m serve export --run run --out run/model"),
+        ({"limit": 0}, "--limit must be at least 1"),
+        ({"split": "val"}, "no split 'val'"),
+        ({"word": "SEDUTO", "at": "here"}, "--at is 'here'"),
+        ({"word": "SEDUTO"}, "does not fit"),
+        ({"word": "I", "at": "1,1", "on": ("nobody",)}, "--on 'nobody' is neither the key"),
+        ({"box": "1,1,0,0"}, "--box is '1,1,0,0'"),
+        ({"masks": Path("nowhere")}, "no folder nowhere"),
+        ({"redact": Path("nowhere.csv")}, "cannot read nowhere.csv"),
+        ({"others": (Path("nowhere"),)}, "no folder nowhere"),
+    ],
+)
+def test_wrong_requests_are_one_line(tmp_path, hospital, border_model, more, message):
+    options = {"model": border_model, **more}
+    with pytest.raises(UserError, match=message) as caught:
+        find_shortcuts(ShortcutsConfig(hospital, tmp_path / "out", **options))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "shortcuts.json").exists()
+
+
+def test_tables_of_rectangles_are_checked(tmp_path, border_model):
+    table = tmp_path / "words.csv"
+    for text, message in (
+        ("a,b\n", "expected file,x,y,w,h"),
+        ("file,x,y,w,h\n", "has no rectangle"),
+        ("file,x,y,w,h\na,1,1,0,4\n", "line 2: .*1,1,0,4"),
+        ("file,x,y,w,h\na,1,1,nan,4\n", "line 2"),
+        ("file,x,y,w,h\na,1\n", "line 2"),
+    ):
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_rectangles(table)
+    table.write_text("file,x,y,w,h\nfolder/hospital-1.png,1,1,4,4\n")
+    covered = write_shards(tmp_path / "covered", settings={"redact": {"split": "all"}})
+    config = ShortcutsConfig(covered, tmp_path / "out", model=border_model, redact=table)
+    with pytest.raises(UserError, match="are covered in the shards already"):
+        find_shortcuts(config)
+
+
+@pytest.mark.soak
+def test_it_runs_without_torch(tmp_path, hospital, border_model):
+    """scikit-learn imports scipy.stats, which evaluation does without; torch is in neither."""
+    other = write_shards(tmp_path / "clinic", "clinic", images=24, dark_border=True)
+    line = (
+        f"shortcuts --model {border_model} --shards {hospital} --others {other} --limit 4 "
+        f"--word I --at 2,2 --out {tmp_path / 'out'}"
+    )
+    code = BLOCKED.replace(' or name.startswith("scipy.stats")', "").replace(', "scipy.stats"', "")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "source.png").is_file()

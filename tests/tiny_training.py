@@ -1,0 +1,110 @@
+"""A training of seconds: four stages of one dense layer, with batch norm and dropout, 32 pixels.
+
+Run: python tests/tiny_training.py SHARDS RUN [SECONDS A STEP TAKES AT LEAST]: one rank of it
+     python tests/tiny_training.py kills SHARDS FOLDER: FOLDER/whole; FOLDER/cut: killed 10 times
+"""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torchvision
+
+from shards.console import run as run_main
+from train.__main__ import TrainCommand, train
+from train.augment import Augment
+from train.config import KeptNeuron, Stage, TrainConfig
+from train.phases import Phase
+from train.step import Stepper
+from train.weights import StartConfig
+
+_PHASES = (Phase("head", 1, "head", 0.05), Phase("all", 3, "all", 0.02, weight_decay=0.01))
+COVID = Stage("covid", "covid-radiography", _PHASES, batch=6, augment=Augment(mirror=0.5))
+CHEST = Stage("chestxray14", "chestxray14", _PHASES[1:], batch=12)
+KEEP = (KeptNeuron("Viral Pneumonia", "Pneumonia"),)
+CONFIG = TrainConfig(
+    "tiny",
+    "densenet121",
+    (COVID,),
+    start=StartConfig("random"),
+    size=32,
+    precision="fp32",
+    device="cpu",
+)
+TWO_STAGES = replace(CONFIG, stages=(CHEST, replace(COVID, keep_neurons=KEEP)))
+
+
+def tiny_densenet(weights: None = None, num_classes: int = 3) -> torchvision.models.DenseNet:
+    return torchvision.models.DenseNet(4, (1, 1, 1, 1), 8, drop_rate=0.2, num_classes=num_classes)
+
+
+def slow_down(seconds: float) -> None:
+    update = Stepper.update
+
+    def slow(self: Stepper) -> None:
+        update(self)
+        time.sleep(seconds)
+
+    Stepper.update = slow
+
+
+def one_rank(shards: Path, run: Path, config: TrainConfig = TWO_STAGES) -> None:
+    torchvision.models.densenet121 = tiny_densenet
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    train(TrainCommand(shards, run, config))
+
+
+def forked(shards: Path, run: Path) -> int:
+    """A process of its own that has imported everything. A checkpoint after each step."""
+    pid = os.fork()
+    if pid == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        run_main(lambda: one_rank(shards, run, replace(TWO_STAGES, checkpoint_every_s=0)))
+        os._exit(0)
+    return pid
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """The exit status, None while it still runs."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
+def kills(shards: Path, folder: Path) -> None:
+    """Kill a run at 10 random moments of its work; then let it end."""
+    began = time.monotonic()
+    assert wait(forked(shards, folder / "whole"), 60) == 0
+    took = time.monotonic() - began
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}, {took:.1f} s undisturbed", file=sys.stderr)
+    rng, count = random.Random(seed), 0
+    while count < 10:
+        pid = forked(shards, folder / "cut")
+        if wait(pid, rng.uniform(0.1, 0.5) * took) is None:
+            os.kill(pid, signal.SIGKILL)
+            assert wait(pid, 10) == -signal.SIGKILL
+            count += 1
+        elif count < 10:  # finished: the next kills meet a new run
+            shutil.rmtree(folder / "cut")
+    assert wait(forked(shards, folder / "cut"), 60) == 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "kills":
+        kills(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        slow_down(float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
+        run_main(lambda: one_rank(Path(sys.argv[1]), Path(sys.argv[2])))
