@@ -1,12 +1,16 @@
 """train.dist and train.step: a world of one, and two processes that end as one does."""
 
 import os
+import signal
 import socket
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
@@ -174,3 +178,34 @@ def test_two_ranks_end_in_the_weights_of_one(two_ranks):
             assert (seen["weights"][name] - value).abs().max() <= 1e-6, name
     for name, value in two_ranks[0]["weights"].items():
         assert torch.equal(value, two_ranks[1]["weights"][name])
+
+
+def start(rank: int, port: int, restart: int, late_s: float) -> None:
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(restart)}
+    os.environ |= agent | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    if rank == 0:
+        time.sleep(late_s)  # longer than gloo tries the addresses that it finds (about 2 s)
+    world = World("cpu")
+    assert world.sum([1.0]) == [2.0]
+    world.close()
+
+
+@pytest.mark.soak
+def test_revived_ranks_do_not_meet_the_addresses_of_the_dead():
+    """torchrun's agent keeps one store: the second start must not read the first one's keys."""
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for restart, late_s in enumerate((0.0, 6.0)):
+        mp.spawn(start, args=(agent.port, restart, late_s), nprocs=2)
+    assert agent.num_keys() > 2
+
+
+def test_processes_that_do_not_come_are_one_line(monkeypatch):
+    free = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in free.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("train.dist.TIMEOUT", timedelta(seconds=1))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunFailed, match="the processes of this run did not find one another"):
+        World("cpu")
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from datetime import timedelta
 
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.console import RunFailed, UserError
+from shards.console import RunFailed, UserError, one_line
 from shards.order import rank_slice
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
@@ -25,8 +26,7 @@ class World:
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.device = choose_device(device, self.local_rank)
         if self.size > 1:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            _join("nccl" if self.device.type == "cuda" else "gloo")
 
     @property
     def is_first(self) -> bool:
@@ -158,6 +158,26 @@ class World:
             share = rank_slice(everything, rank, self.size)
             out[torch.from_numpy(share).to(self.device)] = part[: len(share)]
         return out
+
+
+def _join(backend: str) -> None:
+    """Find the other ranks. RunFailed when they do not come, or end meanwhile.
+
+    torchrun keeps one store over all restarts and torch 2.13 names its keys alike in each: a rank
+    that comes first would read the addresses of its dead predecessors. So each start has its own.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's waits for the others' answer
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        own = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise RunFailed(
+            f"the processes of this run did not find one another ({one_line(str(error))[:200]}); "
+            "start them all again with the same command"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
