@@ -1,6 +1,7 @@
 """The import table of the design: which room may import which, and what shards may lean on."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -100,3 +101,14 @@ def test_every_code_folder_is_a_listed_package():
 
 def test_there_is_no_other_code_at_the_top():
     assert [path.name for path in ROOT.glob("*.py")] == []
+
+
+@pytest.mark.parametrize("room", ["train", "serve", "bench"])
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_torch_finds_how_its_threads_wait(room, given):
+    script = f"import os, sys, {room}; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=others | given, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [given.get("OMP_WAIT_POLICY", "PASSIVE"), "False"]

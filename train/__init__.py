@@ -1,1 +1,3 @@
 """Shards -> checkpoint: input, augmentation, models, recipes, the loop, metrics."""
+
+import shards  # noqa: F401  # before torch: how its threads wait
