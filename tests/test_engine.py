@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -264,9 +265,16 @@ def test_a_resumed_epochs_line_is_of_the_whole_epoch(
     assert line["img_s"] < line["copies"] / before["step_seconds"]
 
 
-def test_bf16_has_the_loss_curve_of_fp32(tiny_shards, tmp_path):
-    """Within 3 % at each epoch: a bf16 product has 8 bits, the sums are in fp32."""
-    stage = replace(COVID, phases=(Phase("all", 4, "all", 0.02),))
+def test_bf16_has_the_loss_curve_of_fp32(tiny_shards, tmp_path, monkeypatch):
+    """Within 3 % at each epoch: a bf16 product has 8 bits, the sums are in fp32. Without dropout,
+    which draws other numbers in bf16, and with enough pixels for batch norm to be no noise: over
+    16 other trainings the curves were up to 1.5 % apart."""
+    plain = partial(torchvision.models.DenseNet, 4, (1, 1, 1, 1), 8)
+    monkeypatch.setattr(
+        torchvision.models, "densenet121", lambda weights, **options: plain(**options)
+    )
+    config = replace(CONFIG, size=64, checkpoint_every_s=1e9)
+    stage = replace(COVID, batch=11, phases=(Phase("all", 4, "all", 0.01),))
     curves = [
         [
             line["train_loss"]
@@ -274,7 +282,7 @@ def test_bf16_has_the_loss_curve_of_fp32(tiny_shards, tmp_path):
                 trained(
                     tiny_shards,
                     tmp_path / name,
-                    replace(CONFIG, stages=(stage,), precision=name, checkpoint_every_s=1e9),
+                    replace(config, stages=(stage,), precision=name),
                 )
             )
         ]
