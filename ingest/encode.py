@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ingest.near import near_hash
+from ingest.png import decode_plain_png
 from shards.codec import (
     EXTENSIONS,
     MAX_PIXELS,
@@ -73,8 +74,7 @@ def encode_image(data: bytes, config: EncodeConfig) -> Encoded | Rejected:
     """One source file's bytes -> what the shard stores of it."""
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        decode = decode_dicom if is_dicom(data) else decode_doubtful
-        grey = decode(data, config.max_pixels)
+        grey = decode_source(data, config.max_pixels)
         reduced = reduce_shorter_side(grey, config.shorter_side)
         image, extension = _encode(data, reduced, config)
     except BadImage as error:
@@ -84,6 +84,14 @@ def encode_image(data: bytes, config: EncodeConfig) -> Encoded | Rejected:
     halved = (2 * reduced.shape[0], 2 * reduced.shape[1]) == grey.shape
     near = near_hash(reduced if halved else grey)
     return Encoded(image, extension, width, height, sha256, pixel_hash(grey), near)
+
+
+def decode_source(data: bytes, max_pixels: int) -> np.ndarray:
+    """A stranger's file -> (H, W) uint8 grey. BadImage when it does not decode."""
+    if is_dicom(data):
+        return decode_dicom(data, max_pixels)
+    plain = decode_plain_png(data, max_pixels)
+    return decode_doubtful(data, max_pixels) if plain is None else plain
 
 
 def pixel_hash(grey: np.ndarray) -> str:

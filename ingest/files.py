@@ -39,7 +39,9 @@ def image_files(folder: Path) -> list[Path]:
 
 def folder_image(path: Path, location: str) -> SourceImage:
     """A file of a folder as SourceImage."""
-    return SourceImage(location, _stamp(path), partial(_read_file, path), is_remote(path))
+    remote = is_remote(path)
+    read = partial(read_file, path)
+    return SourceImage(location, _stamp(path), read, remote, None if remote else path)
 
 
 def walk(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Walk:
@@ -91,7 +93,8 @@ def _intact(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A file's bytes. BadImage when it cannot be read or is too large."""
     try:
         _check_size(path.stat().st_size)
         return path.read_bytes()

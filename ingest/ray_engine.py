@@ -17,7 +17,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ingest.engines import IMAGE_SECONDS, Encode, Job, LocalEngine, Outcome, batches
+from ingest.engines import (
+    IMAGE_SECONDS,
+    MANY,
+    Encode,
+    Job,
+    LocalEngine,
+    Outcome,
+    batches,
+    content,
+    fork_server,
+)
 from shards.console import UserError
 from shards.ray_cluster import (
     IN_FLIGHT_BYTES,
@@ -79,7 +89,7 @@ class RayEngine:
         """Each job with its outcome, in the order of the jobs."""
         size = 0
         for batch in batches(jobs):
-            data = [job.data for job in batch]
+            data = [content(job.data) for job in batch]
             size += sum(map(len, data))
             ref = self._encode_batch.remote(*self._arguments, data)
             self._under_way.append(_Batch(batch, ref, sum(map(len, data))))
@@ -135,6 +145,7 @@ def _local(engine: str, encode: Encode, seconds: float) -> LocalEngine:
         for old in _engines.values():
             old.__exit__()
         _engines.clear()
+        fork_server(MANY)  # a cluster is for many
         _engines[engine] = LocalEngine(1, encode, seconds)
     return _engines[engine]
 

@@ -48,12 +48,14 @@ _NAMES = tuple(field.name for field in fields(Record))
 class SourceImage:
     """An image as the pass over a source meets it. stamp: size and time of the file or archive
     that holds it; read: its bytes, only before the pass moves on (BadImage when too large); apart:
-    or at any time, from any thread."""
+    or at any time, from any thread; path: the local file that is the image, which a worker process
+    may read itself."""
 
     location: str
     stamp: str
     read: Callable[[], bytes]
     apart: bool = False
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

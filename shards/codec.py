@@ -87,7 +87,7 @@ def _decode_png(data: bytes, header: ImageHeader) -> np.ndarray:
     # kornia-rs reads 302 PNG 1024 per second and core, Pillow 117, OpenCV 134. The bit depth stands
     # in IHDR: 1, 2 and 4 bit greys go Pillow's way; and so do an EXIF turn and an animation, which
     # kornia-rs passes over.
-    special = {b"eXIf", b"acTL"} & {kind for kind, _, _ in _png_chunks(data)}
+    special = {b"eXIf", b"acTL"} & {kind for kind, _, _ in png_chunks(data)}
     if header.mode in _KORNIA_MODES and data[24] == 8 and not special:
         size = (header.height, header.width)
         image = np.asarray(kornia_rs.io.decode_image_png_u8(data, size, _KORNIA_MODES[header.mode]))
@@ -105,7 +105,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(np.ascontiguousarray(image[..., :3])).convert("L"))
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, begin, end) of a PNG's chunks: kind and content are data[begin:end], then a CRC."""
     begin = 12
     while begin <= len(data):
@@ -118,7 +118,7 @@ def _check_png(data: bytes) -> None:
     """ValueError when what decides the pixels is not as it was written: Pillow does not look at
     the CRC of the pixels, and fills up with black where they end early."""
     view = memoryview(data)
-    for kind, begin, end in _png_chunks(data):
+    for kind, begin, end in png_chunks(data):
         needed = kind[:1].isupper() or kind == b"eXIf"  # upper case: critical
         if needed and zlib.crc32(view[begin:end]) != int.from_bytes(data[end : end + 4], "big"):
             raise ValueError(f"wrong CRC of the chunk {kind!r}")

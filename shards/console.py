@@ -28,13 +28,17 @@ _OF_THE_DISK = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
+    errno.ENOENT,  # with a name: /proc/x, or a file that somebody took away
+    errno.EEXIST,
     errno.ENOTDIR,
     errno.EISDIR,
+    errno.EINVAL,
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.EIO,
     errno.ESTALE,
 }
+_NAMED = {errno.ENOENT, errno.EEXIST, errno.EINVAL}  # where the name of the file explains enough
 
 stderr = Console(stderr=True, highlight=False, markup=False)
 
@@ -72,7 +76,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        if error.errno not in _OF_THE_DISK or (error.errno in _NAMED and not error.filename):
             raise
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror}{where}; mend that, and the same command goes on", 1)

@@ -31,12 +31,14 @@ class Vocabulary:
 
     def encode(self, present: Collection[str], unknown: Collection[str] = ()) -> np.ndarray:
         """(len(self),) int8: YES for labels present, UNKNOWN where nobody looked, NO elsewhere."""
-        encoded = np.full(len(self), NO, np.int8)
-        encoded[[self.index(name) for name in unknown]] = UNKNOWN
-        encoded[[self.index(name) for name in present]] = YES
-        if self.exclusive and not unknown and (encoded == YES).sum() != 1:
+        encoded = [NO] * len(self)  # a list: a tenth of the time
+        for name in unknown:
+            encoded[self.index(name)] = UNKNOWN
+        for name in present:
+            encoded[self.index(name)] = YES
+        if self.exclusive and not unknown and encoded.count(YES) != 1:
             raise UserError(f"expected exactly one label, found {sorted(present)}")
-        return encoded
+        return np.array(encoded, np.int8)
 
     def decode(self, encoded: np.ndarray) -> tuple[str, ...]:
         """The names of the labels that are YES."""

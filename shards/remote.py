@@ -27,6 +27,8 @@ _HTTP = ("http", "https")
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
 _S3_LIMITS = {"chunksize": 2**24, "max_concurrency": 4}  # else 500 MB of memory per upload
 _EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of this project that brings its package
+# Of fsspec's: what lasts only as long as a process, and what lies around another file system.
+_NO_PLACES = ("memory", "data", "dir", "zip", "tar", "libarchive", "reference", "generic", "dask")
 _ONE_TRY = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # of botocore: else 5 within those
 _OPTIONS = {"s3": _ONE_TRY, "s3a": _ONE_TRY}
 _VERSIONS = ("ETag", "Last-Modified", "LastModified", "mtime", "created", "etag", "updated")
@@ -271,6 +273,16 @@ class RemotePath:
         return attempt(action, str(self))
 
 
+def place_of(text: str) -> Path:
+    """path_of() for what a user names: UserError for a URL at which nothing lies."""
+    protocol = text.partition("://")[0].lower()
+    if protocol in _NO_PLACES and _URL.match(text):
+        raise UserError(
+            f"{protocol}:// is no place where files stay; allowed: a folder, or a URL such as s3://"
+        )
+    return path_of(text)
+
+
 def check_writable(path: Path) -> None:
     """UserError for a URL that nothing can be written to."""
     if is_remote(path) and path.protocol in _HTTP:
@@ -283,7 +295,9 @@ def is_remote(path: Any) -> TypeGuard[RemotePath]:
 
 def path_of(text: str) -> Path:
     """A local Path, or for a URL a RemotePath, which does a Path's work where data sets are read.
-    UserError for a URL that nothing here can open."""
+    UserError for a URL that nothing here can open, and for no text at all."""
+    if not text:
+        raise UserError("an empty path; name a file, a folder or a URL")
     if not _URL.match(text):
         return Path(text)
     parts = urlsplit(text)
@@ -294,7 +308,7 @@ def path_of(text: str) -> Path:
             f"{shown} was given with a password, which logs would keep; leave it out, and set the "
             "provider's environment variables or profile"
         )
-    if protocol == "file":
+    if protocol in ("file", "local"):
         return Path(unquote(parts.path))
     if parts.query and protocol not in _HTTP:
         raise UserError(f"{shown} was given with a query; allowed: a plain URL of a folder or file")
@@ -314,6 +328,8 @@ def _file_system(protocol: str, shown: str) -> Any:
             f"{shown}: the protocol {protocol} is not known; known are s3, gs, abfs, http, https, "
             "file and the others of fsspec"
         ) from None
+    except (TypeError, OSError) as error:
+        raise UserError(f"{shown}: {error}; allowed: a folder, or a URL such as s3://") from None
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         way = f"pip install '.[{extra}]'" if extra else str(error)
@@ -331,7 +347,7 @@ def url_paths() -> tyro.constructors.ConstructorRegistry:
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="PATH",
-            instance_from_str=lambda texts: path_of(texts[0]),
+            instance_from_str=lambda texts: place_of(texts[0]),
             is_instance=lambda value: isinstance(value, (Path, RemotePath)),
             str_from_instance=lambda path: [str(path)],
         )

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,23 +12,42 @@ from shards.index import Component, format_index
 from shards.manifest import ShardInfo
 from shards.sample import KEY_PATTERN, LABELS_EXTENSION, META_EXTENSION, Sample
 
+_AT_ONCE = 1 << 22
 _NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)  # fields of a header
 
 
 class _HashingFile:
-    """Passes writes on and hashes them, so that a shard need not be read again."""
+    """Passes writes on and hashes them, so that a shard need not be read again; both in a thread of
+    its own, a few MB at a time, while the caller gets the next samples."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256, self.position = file, hashlib.sha256(), 0
+    def __init__(self, file: BinaryIO, thread: ThreadPoolExecutor) -> None:
+        self.file, self.thread = file, thread
+        self.sha256, self.position = hashlib.sha256(), 0
+        self._held: list[bytes] = []
+        self._passed_on, self._under_way = 0, thread.submit(bytes)
 
-    def write(self, data: bytes) -> None:
+    def write(self, *parts: bytes) -> None:
+        """As if at once; OSError may come with a later call, and with flush() at the latest."""
+        self._held += parts
+        self.position += sum(map(len, parts))
+        if self.position - self._passed_on >= _AT_ONCE:
+            self._pass_on()
+
+    def flush(self) -> None:
+        """Wait until all is hashed and written."""
+        self._pass_on()
+        self._under_way.result()
+
+    def _pass_on(self) -> None:
+        self._under_way.result()
+        self._under_way = self.thread.submit(self._hash_and_write, self._held)
+        self._held, self._passed_on = [], self.position
+
+    def _hash_and_write(self, parts: list[bytes]) -> bytes:
+        data = b"".join(parts)
         self.sha256.update(data)
-        self.position += len(data)
         self.file.write(data)
-
-    def pad(self, block: int) -> None:
-        """Zeros up to a multiple of `block` bytes."""
-        self.write(bytes(-self.position % block))
+        return b""
 
 
 def _template() -> bytes:
@@ -36,33 +56,35 @@ def _template() -> bytes:
     return tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 
 
-def _header(name: str, size: int, template: bytes = _template()) -> bytes:
-    """As tarfile writes it, at a tenth of the time."""
-    header = bytearray(template)
-    header[_NAME] = name.encode().ljust(100, b"\0")
-    header[_SIZE] = b"%011o\0" % size
-    header[_SUM] = b" " * 8
-    header[_SUM] = b"%06o\0 " % sum(header)
-    if len(header) != tarfile.BLOCKSIZE:
+_TEMPLATE = _template()
+_BETWEEN = _TEMPLATE[_NAME.stop : _SIZE.start], _TEMPLATE[_SIZE.stop : _SUM.start]
+_REST = _TEMPLATE[_SUM.stop :]
+_FIXED_SUM = sum(b"".join(_BETWEEN) + b" " * 8 + _REST)
+
+
+def _header(name: str, size: int) -> bytes:
+    """As tarfile writes it, at a hundredth of the time."""
+    encoded, octal = name.encode(), b"%011o\0" % size
+    if len(encoded) > 100 or len(octal) > 12:
         raise ValueError(f"a name or a size that USTAR does not hold: {name!r}, {size} bytes")
-    return bytes(header)
+    check = b"%06o\0 " % (_FIXED_SUM + sum(encoded) + sum(octal))
+    mode, time = _BETWEEN
+    return b"".join((encoded.ljust(100, b"\0"), mode, octal, time, check, _REST))
 
 
 def _add(out: _HashingFile, sample: Sample) -> list[Component]:
     if not KEY_PATTERN.fullmatch(sample.key) or "." in sample.extension:
         raise ValueError(f"not a key for a shard: {sample.key!r}.{sample.extension!r}")
-    parts = {
+    members = {
         sample.extension: sample.image,
         LABELS_EXTENSION: sample.labels.astype("int8").tobytes(),
         META_EXTENSION: sample.meta.to_json(),
     }
     components = []
-    for extension, data in parts.items():
+    for extension, data in members.items():
         name = f"{sample.key}.{extension}"
-        out.write(_header(name, len(data)))
-        components.append(Component(extension, out.position, len(data), name))
-        out.write(data)
-        out.pad(tarfile.BLOCKSIZE)
+        components.append(Component(extension, out.position + tarfile.BLOCKSIZE, len(data), name))
+        out.write(_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))
     return components
 
 
@@ -80,11 +102,12 @@ def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
     """Write `path` (tar) and its `.idx` beside it; both appear by renaming, the index first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        out = _HashingFile(file)
+    with temporary.open("wb") as file, ThreadPoolExecutor(1) as thread:
+        out = _HashingFile(file, thread)
         index = [_add(out, sample) for sample in samples]
-        out.write(bytes(2 * tarfile.BLOCKSIZE))
-        out.pad(tarfile.RECORDSIZE)
+        end = out.position + 2 * tarfile.BLOCKSIZE
+        out.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
+        out.flush()
         file.flush()
         os.fsync(file.fileno())
     index_bytes = format_index(index).encode()

@@ -44,6 +44,7 @@ def test_paths_that_cannot_be_end_in_one_line(tiny_raw: Path, tmp_path: Path):
     for out, message in (
         (tmp_path / "file/out", "Not a directory"),
         (tmp_path / ("x" * 300), "File name too long"),
+        ("/proc/x", "No such file or directory (/proc/x)"),
     ):
         done = run_cli(*command, "--out", out)
         assert done.returncode == 1

@@ -1,13 +1,17 @@
 """ingest.engines: order, constant memory, and the crash of a decoder."""
 
+import hashlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from ingest import engines
 from ingest.encode import Encoded, Rejected
-from ingest.engines import CRASHED, Job, LocalEngine
+from ingest.engines import CRASHED, MANY, Job, LocalEngine
 
 
 def fake_encode(data: bytes) -> Encoded | Rejected:
@@ -67,3 +71,31 @@ def test_few_images_are_under_way_at_a_time():
 def test_no_jobs():
     with LocalEngine(1, fake_encode) as engine:
         assert list(engine.map([])) == []
+
+
+def test_files_are_read_by_the_workers(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "crash").write_bytes(b"crash")
+    paths = [tmp_path / "a", tmp_path / "none", tmp_path / "crash", tmp_path]
+    given = [Job("0", "", b"xyz"), *(Job(path.name, "", path) for path in paths)]
+    with LocalEngine(1, fake_encode) as engine:
+        results = list(engine.map(given))
+    assert [job for job, _ in results] == given
+    found = [out.image if isinstance(out, Encoded) else out.reason for _, out in results]
+    none, folder = "cannot be read: No such file or directory", "cannot be read: Is a directory"
+    assert found == [b"zyx", b"cba", none, CRASHED, folder]
+    crashed = results[3][1]
+    assert isinstance(crashed, Rejected)
+    assert crashed.sha256 == hashlib.sha256(b"crash").hexdigest()
+
+
+@pytest.mark.parametrize(("images", "compiled"), [(0, False), (MANY - 1, False), (MANY, True)])
+def test_what_takes_long_to_load_is_for_many_images(
+    monkeypatch: pytest.MonkeyPatch, images: int, compiled: bool
+):
+    asked: list[str] = []
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(context, "set_forkserver_preload", asked.extend)
+    engines.fork_server(images)
+    assert asked[0] == "ingest.preload"
+    assert ("ingest.unfilter" in asked) == compiled

@@ -245,7 +245,7 @@ def test_inputs_are_the_same_for_the_same_seed():
 
 def test_a_crash_and_a_hang_reject_one_image_each():
     names = ["sound", "crash", "sound", "hang", "sound"]
-    with LocalEngine(2, misbehave, seconds=2) as engine:
+    with LocalEngine(2, misbehave, seconds=8) as engine:  # of which the imports take some
         results = list(engine.map(Job(name, "", name.encode()) for name in names))
     reasons = [out.reason if isinstance(out, Rejected) else "" for _, out in results]
     assert reasons == ["", CRASHED, "", CRASHED, ""]

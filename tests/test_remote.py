@@ -25,7 +25,7 @@ from ingest.sources.table import Table, TableConfig
 from shards import __main__ as command
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest
-from shards.remote import RemotePath, path_of
+from shards.remote import RemotePath, path_of, place_of
 from shards.remote_file import RemoteFile
 from shards.verify import unfinished, verify_dataset
 
@@ -206,6 +206,16 @@ def test_urls_that_are_refused(url: str, message: str):
         path_of(url)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["memory://x", "ZIP://x.zip", "data://x", "dir://x", "github://a/b"]
+)
+def test_a_command_is_given_places_where_files_stay(url: str):
+    with pytest.raises(UserError, match=r"^[^\n]*allowed: a folder, or a URL such as s3://$"):
+        place_of(url)
+    assert place_of("local:///a/b") == place_of("file:///a/b") == Path("/a/b")
+    assert place_of("memory:/x") == Path("memory:/x")  # a folder of this name
 
 
 def test_without_s3fs_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch):

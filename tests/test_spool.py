@@ -84,6 +84,18 @@ def test_other_settings_are_refused(tmp_path: Path):
         Spool(tmp_path, {**SETTINGS, "shorter_side": 256})
 
 
+def test_images_of_unknown_settings_are_refused(tmp_path: Path):
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("a", "s", encoded("of 512 pixels"))
+    (tmp_path / ".spool/settings.json").unlink()
+    with pytest.raises(UserError, match=r"settings.json is missing, .*; remove "):
+        Spool(tmp_path, {**SETTINGS, "shorter_side": 256})
+    for chunk in (tmp_path / ".spool").glob("chunk-*"):
+        chunk.unlink()
+    with Spool(tmp_path, SETTINGS) as spool:
+        assert not spool.entries
+
+
 def test_two_at_a_time_are_refused(tmp_path: Path):
     with Spool(tmp_path, SETTINGS), pytest.raises(UserError, match="another ingest"):
         Spool(tmp_path, SETTINGS)
