@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -90,6 +91,7 @@ def diagnose(config: DoctorBench) -> Diagnosis:
     """Measure all parts."""
     config = settle(config)
     torch.set_num_threads(config.workers)
+    cv2.setNumThreads(1)  # as in the input's own threads
     with tempfile.TemporaryDirectory(prefix="cxrstack-bench-") as work:
         raw = raw_images(config, Path(work, "raw"))
         network = network_name(config.architecture, quick=config.quick)

@@ -1,6 +1,7 @@
 """Training steps per second: ours beside the plain torchvision loop. Run: python -m bench train"""
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,11 @@ from bench.images import network_inputs, raw_images
 from bench.machine import forward_flops, matmul_flop_s, synchronise
 from bench.networks import build_pair, network_name
 from bench.peers import plain_epoch, timm_epoch
-from bench.result import Result, Side, interleave
+from bench.result import Result, Side, interleave, rounded
+from bench.start import start_seconds
 from shards.labels import CHESTXRAY14, YES
 from shards.order import epoch_order, global_batch, steps_per_epoch
+from train.batch import micro_batches
 from train.config import TrainConfig
 from train.dist import World
 from train.expand import Expander
@@ -31,12 +34,14 @@ from train.step import Stepper
 from train.store import Store
 from train.warp import normalise
 
+_STARTS = 3
+
 
 @dataclass(frozen=True)
 class TrainBench(BenchConfig):
-    """How fast a network trains, steps only. Peers: the loop that torchvision's users write, in
-    fp32 without channels_last; and timm's network with its recommended settings (bf16 autocast,
-    channels_last, its optimiser)."""
+    """How fast a network trains, steps only; and how long a run takes to its first step. Peers: the
+    loop that torchvision's users write, in fp32 without channels_last; and timm's network with its
+    recommended settings (bf16 autocast, channels_last, its optimiser)."""
 
     number: int = 48
     """Images of one repetition: an epoch over them is timed."""
@@ -63,6 +68,9 @@ def measure(config: TrainBench) -> Result:
     sides = _sides(config, settings, store, world, precision)
     rates = interleave("train", sides, config.repeats)
     ours = rates.pop("ours")
+    starts = start_seconds(
+        config.architecture, config.size, config.workers, min(config.repeats, _STARTS)
+    )
     network = network_name(config.architecture, quick=config.quick)
     what = (
         f"{network} at {config.size} x {config.size}, all weights, batch {config.batch}, {what}; "
@@ -82,6 +90,8 @@ def measure(config: TrainBench) -> Result:
             "precision": precision.name,
             "architecture": network,
             "percent_of_peak": _percent_of_peak(config, precision, world, ours.median),
+            "input_percent": _input_percent(config, settings, store, precision, ours.median),
+            "start_s": rounded(tuple(starts)),
         },
     )
 
@@ -92,6 +102,31 @@ def _percent_of_peak(config: TrainBench, precision: Precision, world: World, img
     image = torch.zeros(1, 3, config.size, config.size, device=world.device)
     flops = 3 * forward_flops(model.to(world.device).eval(), image)
     return round(100 * img_s * flops / matmul_flop_s(world.device, precision.input_dtype), 1)
+
+
+def _input_percent(
+    config: TrainBench, settings: TrainConfig, store: Store, precision: Precision, img_s: float
+) -> float:
+    """The share of a step in which the network waits for its images: gathered, mirrored and
+    normalised between the micro-batches. The best of five epochs."""
+    expander = Expander({}, settings.stages[0].augment, settings.seed, config.size)
+    seconds = []
+    for epoch in range(5):
+        began = time.perf_counter()
+        for batch in _batches(config, settings, len(store)):
+            copies = expander.mixed_copies(store, batch, epoch)
+            for _ in micro_batches(store, copies, settings.micro_batch, precision.input_dtype):
+                pass
+        synchronise(store.device)
+        seconds.append(time.perf_counter() - began)
+    return round(100 * min(seconds) * img_s / _copies(config, store), 2)
+
+
+def _batches(config: TrainBench, settings: TrainConfig, count: int) -> list[np.ndarray]:
+    """An epoch's."""
+    order = epoch_order(count, seed=settings.seed, epoch=0)
+    steps = range(steps_per_epoch(count, config.batch, "wrap"))
+    return [global_batch(order, step, config.batch, "wrap") for step in steps]
 
 
 def _store(images: np.ndarray, device: torch.device) -> Store:
@@ -125,9 +160,7 @@ def _sides(
     )
     plain = plain.to(world.device).train()
     sgd = torch.optim.SGD(plain.parameters(), lr=phase.lr, momentum=settings.optim.momentum)
-    order = epoch_order(len(store), seed=settings.seed, epoch=0)
-    steps = range(steps_per_epoch(len(store), config.batch, "wrap"))
-    batches = [global_batch(order, step, config.batch, "wrap") for step in steps]
+    batches = _batches(config, settings, len(store))
     ready = [
         (
             normalise(store.images[torch.from_numpy(batch)]).contiguous(),

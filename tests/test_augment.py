@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from all_copies import all_copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kornia.geometry.transform import get_affine_matrix2d, get_rotation_matrix2d
@@ -22,7 +23,6 @@ from train.augment import (
     Varied,
     affine_matrices,
     check_augment,
-    copies_of,
     unchanged,
 )
 
@@ -45,7 +45,7 @@ def copy_parameters(
     key: str, rule: Expansion | Varied | Augment, *, seed: int, epoch: int, size: int = 224
 ) -> CopyParameters:
     words = np.array([name_words(key)], np.uint32)
-    return copies_of(words, rule, seed=seed, epoch=epoch, size=size)
+    return all_copies(words, rule, seed=seed, epoch=epoch, size=size)
 
 
 def rows(parameters: CopyParameters) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_parameters_fill_their_range_evenly():
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0])
 def test_mirror_has_its_probability(probability):
     words = np.array([name_words(f"k{i}") for i in range(2000)], np.uint32)
-    copies = copies_of(words, Augment(mirror=probability), seed=0, epoch=1, size=224)
+    copies = all_copies(words, Augment(mirror=probability), seed=0, epoch=1, size=224)
     assert abs(np.mean(copies.mirror) - probability) < 0.04
 
 
@@ -262,7 +262,7 @@ def test_many_samples_at_once_are_each_alone():
     keys = [f"k{i}" for i in range(5)]
     words = np.array([name_words(key) for key in keys], np.uint32)
     for rule in (SEVENTY_TWO, FULL, Varied(5, FULL)):
-        together = copies_of(words, rule, seed=3, epoch=2, size=64)
+        together = all_copies(words, rule, seed=3, epoch=2, size=64)
         alone = [copy_parameters(key, rule, seed=3, epoch=2, size=64) for key in keys]
         for field in fields(together):
             joined = np.concatenate([getattr(one, field.name) for one in alone])
@@ -271,7 +271,7 @@ def test_many_samples_at_once_are_each_alone():
 
 def test_crops_are_distributed_as_torchvisions():
     words = np.array([name_words(f"k{i}") for i in range(3000)], np.uint32)
-    ours = copies_of(words, Augment(crop_area=(0.08, 1.0)), seed=0, epoch=0, size=224).crop
+    ours = all_copies(words, Augment(crop_area=(0.08, 1.0)), seed=0, epoch=0, size=224).crop
     torch.manual_seed(0)
     blank = torch.zeros(1, 1000, 1000)
     peer = [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]

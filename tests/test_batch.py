@@ -2,12 +2,13 @@
 
 import numpy as np
 import torch
+from all_copies import all_copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.order import global_batch, rank_slice
 from shards.philox import name_words
-from train.augment import EIGHT, NONE, SEVENTY_TWO, Augment, Varied, affine_matrices, copies_of
+from train.augment import EIGHT, NONE, SEVENTY_TWO, Augment, Varied, affine_matrices
 from train.batch import Batch, micro_batches, part_sizes, render
 from train.expand import Copies, Expander
 from train.store import Store
@@ -58,8 +59,28 @@ def test_a_samples_copies_do_not_depend_on_its_batch(samples, epoch):
     assert as_rows(together)[-len(alone) :] == as_rows(alone)
     expansion = {0: EIGHT, 1: NONE, 2: SEVENTY_TWO}[samples[-1] % 3]
     words = np.array([name_words(STORE.keys[samples[-1]])], np.uint32)
-    parameters = copies_of(words, expansion, seed=1, epoch=epoch, size=SIZE)
+    parameters = all_copies(words, expansion, seed=1, epoch=epoch, size=SIZE)
     assert np.array_equal(alone.matrices, affine_matrices(parameters, SIZE))
+
+
+@given(SAMPLES, st.integers(0, 100), st.integers(0, 9))
+def test_chosen_copies_are_those_of_all(samples, epoch, seed):
+    factors = EXPANDER.factors(STORE.labels[samples])
+    numbers = np.random.default_rng(seed).integers(factors)
+    which = np.stack([samples, numbers], axis=1)
+    starts = np.cumsum(factors) - factors
+    every = as_rows(EXPANDER.copies(STORE, samples, epoch))
+    chosen = as_rows(EXPANDER.chosen_copies(STORE, which, epoch))
+    assert chosen == [every[row] for row in starts + numbers]
+
+
+def test_of_a_chosen_copy_nothing_else_is_computed(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "train.augment.uniform", lambda c, key: drawn.append(len(c)) or np.zeros((len(c), 4))
+    )
+    EXPANDER.chosen_copies(STORE, np.array([[2, 71], [5, 0], [0, 7]]), 0)
+    assert sum(drawn) == 3 * 2  # a rotation and a translation each
 
 
 @given(SAMPLES, st.integers(0, 100))

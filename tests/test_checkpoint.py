@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from shards.console import RunFailed
@@ -174,6 +175,30 @@ def test_none_is_left(folder, capsys):
         latest_checkpoint(folder)
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert latest_checkpoint(folder / "nothing") is None
+
+
+@pytest.mark.parametrize("content", ["5", "null", '"text"', "[]"])
+def test_a_state_of_another_kind_is_damage(folder, capsys, content):
+    (folder / "000004" / "state.json").write_text(content)
+    assert step_of(folder) == 2
+    assert "000004 is damaged" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(folder, monkeypatch):
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("train.checkpoint.save_file", full)
+    model, optim = make_network()
+    for write in (
+        lambda: save(folder, model, optim, {"step": 4}),
+        lambda: save_best(folder, "best-4.safetensors", model),
+    ):
+        with pytest.raises(RunFailed, match=r"No space left.*; make room there, and the same"):
+            write()
+        assert sorted(path.name for path in folder.iterdir()) == ["000003", "000004"]
+    assert step_of(folder) == 3
 
 
 def test_what_a_killed_run_left_half_written_is_no_checkpoint(folder):

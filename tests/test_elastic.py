@@ -125,6 +125,24 @@ def test_stopped_in_an_epoch_it_goes_on_with_other_processes(
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_stopped_averages_of_two_processes_go_on_bit_by_bit(tiny_shards, tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "tiny_training.py"), "averages"]
+    done = subprocess.run(
+        [*command, str(tiny_shards), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stopped; the same command goes on") == 2
+    runs = [tmp_path / name / "covid" for name in ("whole", "cut")]
+    for path in runs[0].glob("*.safetensors"):
+        one, other = load_file(path), load_file(runs[1] / path.name)
+        assert all(torch.equal(value, other[name]) for name, value in one.items()), path.name
+    assert validation_losses(tmp_path / "cut") == validation_losses(tmp_path / "whole")
+
+
 def test_a_killed_process_ends_the_others_with_one_line(tiny_shards, tmp_path):
     (tmp_path / "process.py").write_text(PROCESS)
     with socket.socket() as free:

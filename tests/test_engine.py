@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -25,7 +26,9 @@ from train.monitor import Monitor
 from train.phases import Phase
 from train.precision import Precision
 from train.settings import write_settings
+from train.step import Stepper
 from train.stop import Interrupted, Stop
+from train.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +120,7 @@ def test_a_stopped_command_ends_with_status_0(tiny_shards, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as ended:
         run(lambda: command.train(command.TrainCommand(tiny_shards, tmp_path / "run", CONFIG)))
     assert ended.value.code == 0
-    assert "stopped; a checkpoint is written" in capsys.readouterr().err
+    assert "stopped; the same command goes on from the last" in capsys.readouterr().err
     assert newest_state(tmp_path / "run")["position"]["step"] == 2
 
 
@@ -164,6 +167,30 @@ def test_a_loss_that_is_no_number_names_the_images(
     assert set(named) <= set(keys)
     assert newest_state(folder)["position"]["step"] == 2  # from before
     trained(tiny_shards, folder)  # without the meddler nothing of it is left
+    assert equal(folder, undisturbed)
+
+
+@pytest.mark.parametrize(("every_s", "message"), [(0, "the weights are no"), (600, "the loss is")])
+def test_weights_that_are_no_numbers_are_not_written(
+    undisturbed, tiny_shards, tmp_path, monkeypatch, every_s, message
+):
+    folder, config = tmp_path / "run", replace(CONFIG, checkpoint_every_s=every_s)
+    steps, update = [], Stepper.update
+
+    def diverge(self: Stepper) -> None:
+        update(self)
+        steps.append(1)
+        if len(steps) == 6:  # the second of the second phase
+            with torch.no_grad():
+                next(self.model.parameters())[0] = torch.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "update", diverge)
+        with pytest.raises(RunFailed, match=f"{message} .*the last checkpoint is from before"):
+            trained(tiny_shards, folder, config)
+    position = newest_state(folder)["position"]
+    assert (position["lines"], position["step"]) == (1, 0 if every_s else 1)
+    trained(tiny_shards, folder, config)
     assert equal(folder, undisturbed)
 
 
@@ -223,6 +250,56 @@ def test_auto_micro_batch_goes_on_as_if_it_had_begun_so(tiny_shards, tmp_path, m
     monkeypatch.setattr(torchvision.models.DenseNet, "forward", exhausted(2))
     with pytest.raises(RunFailed, match="out of memory with 4 images at once, the least"):
         trained(tiny_shards, tmp_path / "none", asked)
+
+
+def test_after_a_step_without_memory_the_epochs_images_are_expected_again(
+    tiny_shards, tmp_path, monkeypatch
+):
+    expected, expect = [], Store.expect
+
+    def noted(self: Store, positions: np.ndarray) -> None:
+        expected.append(positions.tolist())
+        expect(self, positions)
+
+    monkeypatch.setattr(Store, "expect", noted)
+    monkeypatch.setattr(torchvision.models.DenseNet, "forward", exhausted(5))
+    phase = Phase("head", 1, "head", 0.05)
+    config = replace(CONFIG, stages=(replace(COVID, phases=(phase,)),), auto_micro_batch=True)
+    trained(tiny_shards, tmp_path / "run", config)
+    epoch, *again, val, test = expected  # 64, 32, 16, 8: each does not fit
+    assert again == [epoch] * 4
+    assert (len(epoch), len(val), len(test)) == (24, 5, 9)
+
+
+def test_memory_that_numpy_lacks_is_one_line(tiny_shards, tmp_path, monkeypatch):
+    def lacking(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 29.1 TiB for an array with shape (32, 1000000)")
+
+    monkeypatch.setattr("train.loop.load_stores", lacking)
+    with pytest.raises(
+        RunFailed, match=r"out of memory \(Unable .*; lower --micro-batch or --size"
+    ):
+        trained(tiny_shards, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer", Interrupted),
+        ("shapes cannot be multiplied", RuntimeError),
+    ],
+)
+def test_after_a_signal_only_a_lost_process_is_taken_for_a_stop(
+    tiny_shards, tmp_path, monkeypatch, message, error
+):
+    def fail(*_: object, **__: object) -> None:
+        trainer.stop.number = signal.SIGTERM
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("train.loop.load_stores", fail)
+    trainer = Trainer(CONFIG, tiny_shards, tmp_path, World("cpu"))
+    with pytest.raises(error):
+        trainer.run()
 
 
 def test_a_checkpoint_of_other_settings_or_data_is_refused(tiny_shards, tmp_path, monkeypatch):
@@ -325,6 +402,9 @@ def test_the_loss_scaler_goes_on(tiny_shards, tmp_path, monkeypatch):
 def test_one_of_many_processes_records_the_smaller_size_and_ends(tmp_path, capsys):
     size = MicroBatch(tmp_path, 64, auto=True)
     assert size.now == 64
+    (tmp_path / "micro-batch.json").write_text('{"micro_')
+    with pytest.raises(UserError, match=r"micro-batch\.json is damaged"):
+        assert size.now
     with pytest.raises(RunFailed, match=r"lowered it to 32: the same command .* goes on"):
         size.halve(64, alone=False)
     assert MicroBatch(tmp_path, 64, auto=True).now == 32

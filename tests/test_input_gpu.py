@@ -9,7 +9,7 @@ import torch
 from shards.manifest import load_manifest
 from train.load import load_store
 from train.memory import free_memory
-from train.sources import PinnedSource
+from train.sources import PinnedSource, upload
 from train.store import InputConfig, Store
 
 pytestmark = [
@@ -55,3 +55,24 @@ def test_free_memory_is_the_cards():
     free = free_memory(torch.device("cuda:0")).device
     assert free is not None
     assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
+
+
+def test_an_upload_waits_for_nothing():
+    device, array = torch.device("cuda:0"), np.arange(1000)
+    upload(array, device)  # the first one allocates
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+    found = upload(array, device)
+    assert not torch.cuda.current_stream().query()
+    assert found.tolist() == array.tolist()
+
+
+def test_memory_that_is_pinned_already_is_a_warning_and_no_later_error(capsys):
+    images = torch.arange(5 * 4096, dtype=torch.uint8).reshape(5, 64, 64)
+    first = PinnedSource(images, torch.device("cuda:0"))
+    second = PinnedSource(images, torch.device("cuda:0"))
+    assert "cannot be pinned" in capsys.readouterr().err
+    for source in (second, first):
+        assert torch.equal(source.take(np.array([4, 0])).cpu(), images[[4, 0]])
+        source.close()
+    torch.ones(3, device="cuda:0").sum().item()

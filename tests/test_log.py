@@ -1,10 +1,12 @@
 """RUN/settings.json: what may change on a folder, and what may not."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.console import UserError
 from train.log import MetricsLog, read_metrics
@@ -39,3 +41,40 @@ def test_lines_behind_the_checkpoint_are_cut_off(tmp_path: Path):
     log.close()
     MetricsLog(tmp_path, 2).close()
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [0, 1]
+
+
+def test_tensorboard_shows_each_epoch_that_counts_once(tmp_path: Path):
+    for lines, epochs in ((0, range(3)), (2, range(2, 4))):  # killed in the third, gone on with it
+        log = MetricsLog(tmp_path, lines)
+        for epoch in epochs:
+            log.write({"stage": "covid", "train_loss": float(10 * lines + epoch)})
+        log.close()
+        time.sleep(0.01)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    points = events.Scalars("covid/train_loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0), (2, 1), (3, 22), (4, 23)]
+
+
+def test_half_a_line_is_none_and_a_damaged_one_is_named(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1}\n{"epo')
+    assert read_metrics(tmp_path) == [{"epoch": 1}]
+    path.write_text('{"epo\n{"epoch": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"shards": "x"}', '{"config": 3}'])
+def test_damaged_settings_are_named(tmp_path: Path, content: str):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(UserError, match=r"settings\.json is (damaged|not of a run)"):
+        write_settings(tmp_path, demo(), tmp_path, synthetic=True)
+
+
+def test_a_run_folder_that_cannot_be_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is no folder; take another"):
+        write_settings(tmp_path / "file", demo(), tmp_path, synthetic=True)
+    with pytest.raises(UserError, match=r"run cannot be made \(Not a directory\); take another"):
+        write_settings(tmp_path / "file" / "run", demo(), tmp_path, synthetic=True)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 from train.loss import Loss, masked_bce_sum, masked_softmax_sum, probabilities
-from train.metrics import Metrics, auroc, evaluate_logits
+from train.metrics import Metrics, _ranks, auroc, evaluate_logits
 
 LABEL = st.sampled_from([-1, 0, 1])
 LOGIT = st.integers(-200, 200).map(lambda value: value / 10)  # coarse, so that ties occur
@@ -134,6 +135,12 @@ def test_auroc_matches_pair_count(rows):
     expected = pair_count(truth, score)
     found = auroc(truth.astype(np.int8), score.astype(float))
     assert found == (expected if expected is None else pytest.approx(expected))
+
+
+@given(st.lists(st.floats(allow_nan=True, width=16), max_size=30))
+def test_ranks_are_scipys(values):
+    expected = rankdata(np.array(values, float))
+    np.testing.assert_array_equal(_ranks(np.array(values, float)), expected)
 
 
 @given(predictions())

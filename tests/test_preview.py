@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from all_copies import all_copies
 from PIL import Image
 
 from shards.console import UserError
 from train.__main__ import main
-from train.augment import EIGHT, Augment, Varied, copies_of, unchanged
+from train.augment import EIGHT, Augment, Varied, unchanged
 from train.config import Stage
 from train.expand import Expander
 from train.preview import PreviewCommand, _cells, describe, preview
@@ -62,7 +63,7 @@ def test_cells_are_the_copies_and_their_words():
 
 def test_every_kind_of_change_has_its_words():
     words = np.zeros((1, 2), np.uint32)
-    parameters = copies_of(words, Varied(2, EVERYTHING), seed=0, epoch=0, size=224)
+    parameters = all_copies(words, Varied(2, EVERYTHING), seed=0, epoch=0, size=224)
     assert describe(parameters, 0, 224) == ["as it is"]
     starts = [line.split()[0] for line in describe(parameters, 1, 224)]
     assert starts == ["rotation", "dx", "mirror", "scale", "bright", "crop", "elastic,"]

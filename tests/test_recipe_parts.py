@@ -1,6 +1,7 @@
 """The loop with every part of the recipes: averages, schedules, heads, labels, and their resume."""
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from serve.export import Scorer
 from shards.console import UserError
 from train.config import (
-    ClassWeight,
     KeptNeuron,
     Stage,
     TrainConfig,
@@ -31,6 +31,7 @@ from train.schedule import Schedule, learning_rate
 from train.settings import write_settings
 from train.step import Stepper
 from train.stop import Interrupted
+from train.store import InputConfig
 from train.weights import StartConfig
 
 PHASES = (
@@ -43,7 +44,7 @@ STAGE = Stage(
     PHASES,
     batch=8,
     output="softmax",
-    class_weights=(ClassWeight("COVID-19", 2.0),),
+    class_weights=(("COVID-19", 2.0),),
 )
 CONFIG = TrainConfig(
     "demo",
@@ -204,6 +205,48 @@ def test_another_run_stands_for_the_first_stage(tiny_shards, tmp_path):
         ({"ema_decay": 1.0}, "ema_decay is 1.0; between 0 and 1"),
         ({"optim": OptimConfig(clip_norm=0.0)}, "optim.clip_norm is 0.0; over 0"),
         ({"stages": (replace(STAGE, labels=("Nope",)),)}, "no label 'Nope'"),
+        ({"stages": (replace(STAGE, labels=("Normal", "Normal")),)}, "names Normal twice"),
+        (
+            {"stages": (STAGE, STAGE)},
+            "stage name 'covid': it becomes a folder .* of one stage only",
+        ),
+        ({"stages": (replace(STAGE, name="../x"),)}, "stage name '../x': it becomes a folder"),
+        ({"stages": (replace(STAGE, name="events"),)}, "not checkpoints or events"),
+        (
+            {
+                "stages": (
+                    STAGE,
+                    replace(STAGE, name="b", keep_neurons=(KeptNeuron("x", "Normal"),)),
+                )
+            },
+            "no label 'x'",
+        ),
+        (
+            {
+                "stages": (
+                    STAGE,
+                    replace(STAGE, name="b", keep_neurons=(KeptNeuron("Normal", "x"),)),
+                )
+            },
+            "no label 'x'",
+        ),
+        (
+            {"stages": (replace(STAGE, phases=(replace(PHASES[1], patience=2),)),)},
+            "keep last has no best epoch to wait for",
+        ),
+        ({"seed": -1}, "seed is -1; 0 to 4294967295"),
+        ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum is 1.0; 0 or more and under 1"),
+        ({"checkpoint_every_s": -1.0}, "checkpoint_every_s is -1.0; 0 or more"),
+        ({"input": InputConfig(threads=-1)}, "input.threads is -1; at least 1, or 0"),
+        ({"checkpoint_every_s": math.nan}, "--checkpoint-every-s is nan; a finite number"),
+        (
+            {"stages": (replace(STAGE, class_weights=(("Normal", math.inf),)),)},
+            r"--stages\.0\.class-weights\.0\.1 is inf; a finite number",
+        ),
+        (
+            {"stages": (replace(STAGE, phases=(replace(PHASES[1], lr=math.nan),)),)},
+            r"--stages\.0\.phases\.0\.lr is nan; a finite number",
+        ),
         (
             {"stages": (replace(STAGE, labels=("Normal", "COVID-19")),)},
             "output softmax needs labels of which each image has exactly one",

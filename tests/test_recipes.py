@@ -1,6 +1,7 @@
 """train.recipes: all settings as golden files, the papers' numbers, and a real step of each."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from shards.console import UserError
 from shards.labels import CHESTXRAY14, COVID, Vocabulary
 from train.augment import NONE, Augment
 from train.config import (
-    ClassWeight,
     Stage,
     TrainConfig,
     check_config,
@@ -292,14 +292,35 @@ STAGE = recipe("deepcovid-resnet18").stages[0]
         (STAGE, Vocabulary(TWO.names, False), 1, "output softmax needs labels of which each image"),
         (replace(STAGE, batch=3), TWO, 4, "batch is 3, fewer than the 4 processes"),
         (replace(STAGE, batch=7), TWO, 4, "batch norm cannot train on one image of 32 pixels"),
-        (replace(STAGE, class_weights=(ClassWeight("x", 1.0),)), TWO, 1, "no label 'x'"),
-        (replace(STAGE, class_weights=(ClassWeight("Other", 0),)), TWO, 1, "must be over 0"),
+        (replace(STAGE, class_weights=(("x", 1.0),)), TWO, 1, "no label 'x'"),
+        (replace(STAGE, class_weights=(("Other", 0),)), TWO, 1, "must be over 0"),
+        (replace(STAGE, class_weights=(("Other", 1), ("Other", 2))), TWO, 1, "and given once"),
     ],
 )
 def test_settings_that_do_not_fit_the_data_are_named(stage, vocabulary, processes, message):
     config = replace(recipe("deepcovid-resnet18"), size=32)
     with pytest.raises(UserError, match=message):
         check_stage(config, stage, vocabulary, processes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "fits"),
+    [
+        ({}, 2, False),  # five copies of each COVID-19 image
+        ({"batch_unit": "augmented"}, 2, True),
+        ({"batch_unit": "augmented"}, 3, False),
+        ({"variations": ()}, 2, True),
+        ({"variations": (), "batch": 21}, 2, False),
+    ],
+)
+def test_sync_norm_needs_as_many_copies_in_each_process(changes, processes, fits):
+    config, stage = replace(recipe("deepcovid-resnet18"), sync_norm=True), replace(STAGE, **changes)
+    check_stage(replace(config, sync_norm=False), stage, TWO, processes)
+    refused = pytest.raises(
+        UserError, match=r"--sync-norm waits .* take --stages\.covid\.batch-unit"
+    )
+    with nullcontext() if fits else refused:
+        check_stage(config, stage, TWO, processes)
 
 
 def test_stages_that_another_run_has_trained_are_left_out():

@@ -23,6 +23,7 @@ from train.log import read_metrics
 from train.loop import Trainer
 from train.models import build_model
 from train.runs import ModelSpec, load_run_model, save_model
+from train.settings import write_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 # The demo at 32 pixels and about one epoch a phase; Normal keeps its 8 copies, COVID-19 has 12
@@ -183,7 +184,7 @@ def test_killed_and_stopped_a_run_ends_as_the_undisturbed(undisturbed, tiny_shar
     stopped.send_signal(signal.SIGTERM)
     status, _, err = finish(stopped)
     assert status == 0
-    assert err.splitlines()[-1] == "stopped; a checkpoint is written, the same command goes on"
+    assert err.splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
     assert not (folder / "covid" / "model.json").exists()
     status, _, err = finish(start(words))
     assert status == 0, err
@@ -264,15 +265,30 @@ def test_a_shard_cut_short_is_named(fail_with, tiny_shards, tmp_path):
     assert "ingest again" in line
 
 
-def test_a_folder_of_another_run_is_refused(fail_with, undisturbed, tiny_shards, tmp_path):
-    folder, _ = undisturbed
+@pytest.fixture
+def finished(tiny_shards, tmp_path) -> Path:
+    """What a finished run of `arguments` leaves, as far as a second start looks at it."""
+    folder = tmp_path / "finished"
+    config = command.parse("demo", arguments(tiny_shards, folder)[1:], command.TrainCommand).config
+    write_settings(folder, config, tiny_shards, synthetic=True)
+    for name in ("chestxray14", "covid"):
+        (folder / name).mkdir()
+        (folder / name / "model.json").write_text("{}")
+        (folder / name / "result.json").write_text('{"phases": []}')
+    (folder / "checkpoints").mkdir()
+    return folder
+
+
+def test_a_folder_of_another_run_is_refused(fail_with, finished, tiny_shards, tmp_path):
+    folder = finished
     before = (folder / "settings.json").read_bytes()
     line = fail_with(*arguments(tiny_shards, folder, "--seed", "1"))
     assert "holds another run (differing: config.seed); take another --run folder" in line
     assert (folder / "settings.json").read_bytes() == before
-    (tmp_path / "letter.txt").write_text("mine")
-    line = fail_with(*arguments(tiny_shards, tmp_path))
-    assert f"{tmp_path} is not empty and holds no run" in line
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    line = fail_with(*arguments(tiny_shards, tmp_path / "mine"))
+    assert f"{tmp_path / 'mine'} is not empty and holds no run" in line
 
 
 def test_a_start_of_another_architecture_is_refused(fail_with, tiny_shards, tmp_path):
@@ -325,9 +341,31 @@ def test_a_dropped_remainder_that_leaves_no_step_is_refused(tiny_shards, tmp_pat
         (["--stages.1.expansions.0.expansion.rotations", "0"], "of Normal needs at least 1"),
         (["--stages.1.expansions.2.expansion.translations", "0"], "of COVID-19 needs at least 1"),
         (["--precision", "fp16"], "precision fp16 needs a GPU"),
+        (["--recipe", "network-c"], "no setting --recipe in recipe demo"),
+        (["--stages.0.expansions", "x"], "no setting --stages.0.expansions in recipe demo"),
+        (["--stages.1.keep-neurons.0.old-label", "Nope"], "no label 'Nope' in the vocabulary"),
+        (["--stages.1.class-weights", "Nope", "2"], "no label 'Nope' in the vocabulary"),
+        (["--stages.1.class-weights", "Normal"], "Error parsing --stages.1.class-weights"),
+        (["--seed", "1.5"], "Error parsing --seed"),
+        (["--optim.name", "apex-adam"], "apex-adam needs a GPU; take adam"),
         (["--architecture", "vgg7"], "no architecture 'vgg7'; there are: densenet121"),
         (["--start.kind", "chexnet"], "--start.kind chexnet needs --start.path"),
     ],
 )
 def test_wrong_settings_are_named(fail_with, tiny_shards, tmp_path, words, message):
     assert message in fail_with(*arguments(tiny_shards, tmp_path / "run", *words))
+
+
+def test_class_weights_are_given_by_label():
+    words = ["--shards", "a", "--run", "b", "--stages.covid.class-weights", "COVID-19", "2"]
+    stage = command.parse("network-c", [*words, "Normal", "0.5"], command.TrainCommand).config
+    assert stage.stages[1].class_weights == (("COVID-19", 2.0), ("Normal", 0.5))
+
+
+def test_a_finished_run_with_a_damaged_result_is_named(fail_with, finished, tiny_shards):
+    path = finished / "covid" / "result.json"
+    for content in ('{"phases": [', "[]"):
+        path.write_text(content)
+        assert f"{path} is damaged" in fail_with(*arguments(tiny_shards, finished))
+    path.unlink()
+    assert f"{path} is damaged (" in fail_with(*arguments(tiny_shards, finished))

@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from all_copies import all_copies
 from kornia.geometry.transform import remap
 from PIL import Image, ImageEnhance
 from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 
 from shards.philox import name_words
 from shards.preprocess import MEAN, STD
-from train.augment import SEVENTY_TWO, Augment, Varied, affine_matrices, copies_of, unchanged
+from train.augment import SEVENTY_TWO, Augment, Varied, affine_matrices, unchanged
 from train.expand import Copies, copies_from
 from train.warp import (
     DTYPES,
@@ -60,7 +61,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def matrices() -> np.ndarray:
-    return affine_matrices(copies_of(WORDS, SEVENTY_TWO, seed=3, epoch=1, size=SIZE), SIZE)
+    return affine_matrices(all_copies(WORDS, SEVENTY_TWO, seed=3, epoch=1, size=SIZE), SIZE)
 
 
 def plain_copies(matrices: np.ndarray) -> Copies:
@@ -193,8 +194,8 @@ def test_normalise_is_the_contracts(images, dtype):
 @pytest.fixture(scope="module")
 def many() -> Copies:
     """Copies of four images: expansions, and every kind of change."""
-    expanded = copies_of(WORDS, SEVENTY_TWO, seed=3, epoch=1, size=SIZE)
-    changed = copies_of(WORDS, Varied(9, EVERYTHING), seed=3, epoch=1, size=SIZE)
+    expanded = all_copies(WORDS, SEVENTY_TWO, seed=3, epoch=1, size=SIZE)
+    changed = all_copies(WORDS, Varied(9, EVERYTHING), seed=3, epoch=1, size=SIZE)
     parts = [
         copies_from(np.arange(72) % 4, expanded, SIZE)[np.arange(0, 72, 5)],
         copies_from(np.arange(9) % 4, changed, SIZE),
@@ -295,7 +296,7 @@ def test_the_fused_kernel_is_the_reference_when_interpreted(tmp_path):
     rng, size = np.random.default_rng(0), 40
     images = cv2.GaussianBlur(rng.integers(0, 256, (size, size, 2), np.uint8), (0, 0), 1.5)
     images = torch.from_numpy(np.ascontiguousarray(images.transpose(2, 0, 1)))
-    changed = copies_of(WORDS, Varied(4, EVERYTHING), seed=3, epoch=1, size=size)
+    changed = all_copies(WORDS, Varied(4, EVERYTHING), seed=3, epoch=1, size=size)
     copies = copies_from(np.arange(4) % 2, changed, size)
     path = str(tmp_path / "in.npz")
     np.savez(path, images=images.numpy(), **vars(copies))

@@ -2,12 +2,14 @@
 
 Run: python tests/tiny_training.py SHARDS RUN [SECONDS A STEP TAKES AT LEAST]: one rank of it
      python tests/tiny_training.py kills SHARDS FOLDER: FOLDER/whole; FOLDER/cut: killed 10 times
+     python tests/tiny_training.py averages SHARDS FOLDER: two ranks, FOLDER/cut stopped twice
 """
 
 import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -17,6 +19,7 @@ import torch
 import torchvision
 
 from shards.console import run as run_main
+from train import loop as train_loop
 from train.__main__ import TrainCommand, train
 from train.augment import Augment
 from train.config import KeptNeuron, Stage, TrainConfig
@@ -102,9 +105,56 @@ def kills(shards: Path, folder: Path) -> None:
     assert wait(forked(shards, folder / "cut"), 60) == 0
 
 
+def stop_at(calls: int) -> None:
+    """SIGTERM to this process itself at the given call of Stepper.update; below 0: of validate."""
+    owner, name = (Stepper, "update") if calls > 0 else (train_loop, "validate")
+    made, call = [], getattr(owner, name)
+
+    def stopping(*words: object, **options: object) -> object:
+        made.append(1)
+        if len(made) == -calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        result = call(*words, **options)
+        if len(made) == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    setattr(owner, name, stopping)
+
+
+def two_ranks(shards: Path, run: Path, stop: int = 0) -> list[int | None]:
+    """Both ranks' exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config, pids = replace(CONFIG, ema_decay=0.9), []
+    for rank in range(2):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in world.items()})
+            if stop:
+                stop_at(stop)
+            run_main(lambda: one_rank(shards, run, config))
+            os._exit(0)
+    return [wait(pid, 100) for pid in pids]
+
+
+def averages(shards: Path, folder: Path) -> None:
+    """The weights' average has batch norm statistics too, and each rank its own until an epoch's
+    end: stopped in an epoch (the 7th step is the second phase's third) and in a validation."""
+    assert two_ranks(shards, folder / "whole") == [0, 0]
+    assert two_ranks(shards, folder / "cut", 7) == [0, 0]
+    assert two_ranks(shards, folder / "cut", -2) == [0, 0]
+    assert two_ranks(shards, folder / "cut") == [0, 0]
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "kills":
         kills(Path(sys.argv[2]), Path(sys.argv[3]))
+    elif sys.argv[1] == "averages":
+        averages(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         slow_down(float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
         run_main(lambda: one_rank(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import torch
 import tyro
@@ -23,6 +23,7 @@ from train.dist import World, is_lost_peer
 from train.loop import Trainer
 from train.preview import PreviewCommand, preview
 from train.recipes import RECIPES, recipe
+from train.runs import read_json
 from train.settings import jsonable, write_settings
 from train.stop import Interrupted
 
@@ -84,10 +85,14 @@ def by_number(argument: str, config: TrainConfig) -> str:
 
 
 def settings_of(value: Any, prefix: str = "--") -> list[str]:
-    """Every setting of a nested config as its flag: --stages.0.phases.1.lr."""
+    """Every setting of a nested config as its flag: --stages.0.phases.1.lr. The recipe's name is
+    none: it comes first on the command line. Nor is a list of parts that the recipe leaves empty:
+    parts are added in a recipe, not by a flag."""
     flags = []
     for item in fields(value):
         inner, name = getattr(value, item.name), f"{prefix}{item.name.replace('_', '-')}"
+        if name == "--recipe" or (inner == () and any(map(is_dataclass, get_args(item.type)))):
+            continue
         if is_dataclass(inner):
             flags += settings_of(inner, f"{name}.")
         elif isinstance(inner, tuple) and inner and is_dataclass(inner[0]):
@@ -133,7 +138,7 @@ def _train(command: TrainCommand, config: TrainConfig, world: World) -> None:
             trainer.run()
     except Interrupted as stop:
         if world.is_first:
-            print("stopped; a checkpoint is written, the same command goes on", file=sys.stderr)
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130 if stop.number == signal.SIGINT else 0)
 
 
@@ -148,7 +153,7 @@ def print_result(folder: Path, config: TrainConfig) -> None:
         "stage", "phase", "epochs", "best epoch", "val loss", "test accuracy", "test AUROC"
     )
     for stage in config.stages:
-        result = json.loads((folder / stage.name / "result.json").read_bytes())
+        result = read_json(folder / stage.name / "result.json")
         for phase in result["phases"]:
             test = phase["test"]
             table.add_row(
@@ -168,7 +173,7 @@ def print_result(folder: Path, config: TrainConfig) -> None:
 
 def any_synthetic(folder: Path) -> bool:
     """Whether the run trained on synthetic images."""
-    return json.loads((folder / "settings.json").read_bytes())["synthetic"]
+    return bool(read_json(folder / "settings.json")["synthetic"])
 
 
 def _percent(value: float | None) -> str:

@@ -131,51 +131,53 @@ def unchanged(count: int) -> CopyParameters:
 
 
 def copies_of(
-    words: np.ndarray, rule: Expansion | Varied | Augment, *, seed: int, epoch: int, size: int
+    words: np.ndarray,
+    numbers: np.ndarray,
+    rule: Expansion | Varied | Augment,
+    *,
+    seed: int,
+    epoch: int,
+    size: int,
 ) -> CopyParameters:
-    """All copies of samples in one epoch, sample after sample, the image itself first (but for an
-    Augment, which takes its place).
+    """One copy of each sample in one epoch. Copy 0 is the image itself (but for an Augment, which
+    takes its place and has no other).
 
-    words: (n, 2) uint32, each sample's key as `shards.philox.name_words` gives it.
+    words: (n, 2) uint32, each sample's key as `shards.philox.name_words` gives it; numbers: (n,).
     """
     if isinstance(rule, Expansion):
-        return _expanded(words, rule, seed, epoch, size)
+        return _expanded(words, numbers, rule, seed, epoch, size)
     if isinstance(rule, Augment):
-        return _changed(words, np.zeros(1, np.int64), rule, seed, epoch, size)
-    copies = unchanged(len(words) * rule.copies)
-    if rule.copies > 1:
-        rows = np.flatnonzero(np.arange(len(copies)) % rule.copies)
-        numbers = np.arange(1, rule.copies)
-        copies.put(rows, _changed(words, numbers, rule.augment, seed, epoch, size))
+        return _changed(words, numbers, rule, seed, epoch, size)
+    copies = unchanged(len(words))
+    rows = np.flatnonzero(numbers)
+    if len(rows):
+        copies.put(rows, _changed(words[rows], numbers[rows], rule.augment, seed, epoch, size))
     return copies
 
 
 def _expanded(
-    words: np.ndarray, expansion: Expansion, seed: int, epoch: int, size: int
+    words: np.ndarray, numbers: np.ndarray, expansion: Expansion, seed: int, epoch: int, size: int
 ) -> CopyParameters:
-    r, t = expansion.rotations, expansion.translations
-    mirrors = 2 if expansion.mirror else 1
-    numbers = np.concatenate([_ROTATION + np.arange(r), _TRANSLATION + np.arange(r * t)])
-    drawn = _draw(words, numbers, seed, epoch) * 2 - 1
-    rotation = drawn[:, :r, 0] * expansion.max_rotation_deg
-    shift = drawn[:, r:, :2] * [expansion.max_dx_px, expansion.max_dy_px] * (size / REFERENCE_SIZE)
-    rotation[:, 0] = 0.0
-    shift[:, ::t] = 0.0  # the first translation of every rotated image is the identity
-    copies = unchanged(len(words) * expansion.factor)
-    copies.rotation_deg[:] = np.repeat(rotation, t * mirrors, axis=1).ravel()
-    copies.dx_px[:] = np.repeat(shift[..., 0], mirrors, axis=1).ravel()
-    copies.dy_px[:] = np.repeat(shift[..., 1], mirrors, axis=1).ravel()
-    copies.mirror[:] = np.arange(len(copies)) % mirrors == 1
+    moved, mirrored = np.divmod(numbers, 2 if expansion.mirror else 1)
+    turned = moved // expansion.translations
+    address = np.stack([_ROTATION + turned, _TRANSLATION + moved], axis=1)
+    drawn = _draw(words, address, seed, epoch) * 2 - 1
+    copies = unchanged(len(words))
+    copies.rotation_deg[:] = drawn[:, 0, 0] * expansion.max_rotation_deg
+    copies.dx_px[:] = drawn[:, 1, 0] * expansion.max_dx_px * (size / REFERENCE_SIZE)
+    copies.dy_px[:] = drawn[:, 1, 1] * expansion.max_dy_px * (size / REFERENCE_SIZE)
+    copies.mirror[:] = mirrored
+    copies.rotation_deg[turned == 0] = 0.0
+    still = moved % expansion.translations == 0  # every rotated image stays where it is first
+    copies.dx_px[still] = copies.dy_px[still] = 0.0
     return copies
 
 
 def _changed(
     words: np.ndarray, numbers: np.ndarray, augment: Augment, seed: int, epoch: int, size: int
 ) -> CopyParameters:
-    """The copies of these numbers of each sample, sample after sample."""
     parts = np.arange(_NUMBERS if augment.crop_area != (1, 1) or augment.elastic_px else 2)
-    address = _AUGMENT + numbers[:, None] * _NUMBERS + parts
-    drawn = _draw(words, address.ravel(), seed, epoch).reshape(-1, len(parts), 4)
+    drawn = _draw(words, _AUGMENT + numbers[:, None] * _NUMBERS + parts, seed, epoch)
     copies = unchanged(len(drawn))
     (mirror, brightness, contrast, rotation), (right, down, scale, shear) = drawn[:, :2].transpose(
         1, 2, 0
@@ -216,8 +218,8 @@ def _between(drawn: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _draw(words: np.ndarray, numbers: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """(n, len(numbers), 4) float64 in [0, 1), addressed by all the arguments; one call for all."""
-    counter = np.empty((len(words), len(numbers), 4), np.uint32)
+    """numbers: (n, k) -> (n, k, 4) float64 in [0, 1), addressed by all the arguments."""
+    counter = np.empty((*numbers.shape, 4), np.uint32)
     counter[:, :, :2] = words[:, None]
     counter[:, :, 2] = epoch
     counter[:, :, 3] = numbers

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from train.expand import Copies
+from train.sources import upload
 from train.store import Store
 from train.warp import shared_warper
 
@@ -26,18 +27,20 @@ class Batch:
 def render(store: Store, copies: Copies, dtype: torch.dtype = torch.float32) -> Batch:
     """Gather, warp once and normalise into `dtype`, all on the store's device."""
     images = shared_warper(dtype)(store.images, copies)
-    return Batch(images, torch.from_numpy(store.labels[copies.sample]).to(images.device))
+    return Batch(images, upload(store.labels[copies.sample], images.device))
 
 
 def micro_batches(
     store: Store, copies: Copies, micro_batch: int, dtype: torch.dtype = torch.float32
 ) -> Iterator[Batch]:
-    """The copies in parts, see `part_sizes`. Each source image is fetched once for all of them."""
-    rows, place = np.unique(copies.sample, return_inverse=True)
-    sources, copies = store.take(rows), replace(copies, sample=place)
+    """The copies in parts, see `part_sizes`. Each image that does not lie on the device is fetched
+    once for all of them."""
+    if store.source:
+        rows, place = np.unique(copies.sample, return_inverse=True)
+        store, copies = store.take(rows), replace(copies, sample=place)
     ends = np.cumsum(part_sizes(len(copies), micro_batch))
     for part in np.split(np.arange(len(copies)), ends[:-1]):
-        yield render(sources, copies[part], dtype)
+        yield render(store, copies[part], dtype)
 
 
 def part_sizes(count: int, micro_batch: int) -> list[int]:

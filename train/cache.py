@@ -29,6 +29,7 @@ from shards.console import RunFailed
 from shards.preprocess import VERSION
 from train.ahead import Threads
 from train.decoding import CHUNK
+from train.sources import upload
 
 _FORMAT = 1
 _HEADER = 4096
@@ -224,7 +225,7 @@ class DiskSource:
     def take(self, positions: np.ndarray) -> Tensor:
         """RunFailed when the file has changed, or cannot be read."""
         try:
-            return self._file.read(positions).to(self.device)
+            return upload(self._file.read(positions).numpy(), self.device)
         except (StaleStore, OSError) as error:
             raise RunFailed(
                 f"{self._file.path}: {error}; the same command writes it again and goes on"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shards.console import RunFailed, warn
 
 Tensors = dict[str, Tensor]
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,13 @@ def weights_of(model: nn.Module) -> Tensors:
 def save_checkpoint(folder: Path, content: Checkpoint, keep: int) -> None:
     """Write the next numbered checkpoint; remove all but the last `keep`, and the best weights of
     which none of those speaks."""
-    folder.mkdir(parents=True, exist_ok=True)
+    temporary = _fresh(folder)
     number = max(_numbers(folder), default=0) + 1
-    temporary = folder / "writing.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     for name, tensors in (("model", content.weights), ("optim", content.optim)):
-        save_file(tensors, temporary / f"{name}.safetensors")
+        _save(tensors, temporary / f"{name}.safetensors")
     for name, tensors in (("ema", content.ema), ("buffers", content.buffers)):
         if tensors:
-            save_file(tensors, temporary / f"{name}.safetensors")
+            _save(tensors, temporary / f"{name}.safetensors")
     state = {
         **content.state,
         "best_file": content.best_file,
@@ -100,12 +98,32 @@ def save_checkpoint(folder: Path, content: Checkpoint, keep: int) -> None:
 
 def save_best(folder: Path, name: str, model: nn.Module) -> str:
     """Write a phase's best weights so far, whole or not at all; the SHA-256 of the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "best.tmp"
-    save_file(weights_of(model), temporary)
+    temporary = _fresh(folder) / name
+    _save(weights_of(model), temporary)
     _sync(temporary)
     temporary.replace(folder / name)
+    temporary.parent.rmdir()
     return sha256_of(folder / name)
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty folder inside, for what is not there as a whole yet; a killed run's goes."""
+    temporary = folder / "writing.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    """RunFailed where it cannot be written: the disk may be full."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        raise RunFailed(
+            f"no checkpoint can be written in {path.parent.parent} ({error}); make room there, and "
+            "the same command goes on from the last one"
+        ) from error
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -118,7 +136,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         path = folder / f"{number:06d}"
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except _DAMAGE as error:
             warn(f"checkpoint {path} is damaged ({error}); taking the one before it")
     if numbers:
         raise RunFailed(f"no checkpoint in {folder} can be read; delete the run to start again")

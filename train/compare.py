@@ -68,7 +68,7 @@ def compare(command: CompareCommand) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)  # a pipe would cut at 80
     console.print(_table(rows))
     draw(plotted, command.out)
-    synthetic = any(read_settings(run)["synthetic"] for run in command.runs)
+    synthetic = any(read_settings(run).get("synthetic") for run in command.runs)
     data = "synthetic data" if synthetic else "research use only"
     console.print(f"{command.out} ({data}; not a medical device)", highlight=False)
 
@@ -77,7 +77,7 @@ def run_names(runs: tuple[Path, ...]) -> dict[Path, str]:
     """Each run's recipe, or its folder's name where a recipe was run twice."""
     if not runs:
         raise UserError("compare takes at least one run folder")
-    recipes = {run: str(read_settings(run)["recipe"]) for run in runs}
+    recipes = {run: str(read_settings(run).get("recipe", run.name)) for run in runs}
     found = list(recipes.values())
     return {run: name if found.count(name) == 1 else run.name for run, name in recipes.items()}
 
@@ -157,10 +157,11 @@ def _table(rows: list[PhaseRow]) -> Table:
 
 def draw(rows: list[PhaseRow], path: Path) -> None:
     """One line per run, a mark at the end of each phase."""
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     accuracy = all(row.accuracy is not None for row in rows)
-    figure, panel = plt.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    panel = figure.subplots()
     for run in dict.fromkeys(row.run for row in rows):
         mine = [row for row in rows if row.run == run]
         values = [row.accuracy if accuracy else row.auroc for row in mine]
@@ -176,4 +177,3 @@ def draw(rows: list[PhaseRow], path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

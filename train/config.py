@@ -1,9 +1,12 @@
 """A training's settings: stages made of phases. Recipes (train/recipes/) return one of these."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import math
+import re
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from shards.console import UserError
 from shards.labels import Vocabulary
@@ -43,24 +46,16 @@ class KeptNeuron:
 
 
 @dataclass(frozen=True)
-class ClassWeight:
-    """A label's weight in the loss: of its YES term with sigmoid, of its images with softmax."""
-
-    label: str
-    weight: float
-
-
-@dataclass(frozen=True)
 class Stage:
     """One data set's training. dataset: its folder under --shards; labels: those of its labels that
     are trained, none named: all; output: sigmoid per label, or softmax over exclusive labels;
-    class_weights: of the loss. batch: of one step, over all ranks, in units of batch_unit: source
-    images, each with all its copies, or augmented copies, those of the whole epoch shuffled;
-    remainder: an epoch's last step is filled up with its first units, or left out; expansions,
-    variations: how the images of a label are multiplied; augment: the change that takes the place
-    of any other image, in training only; expand_validation: expansions and variations hold on
-    validation too; balance: an epoch draws its images with replacement, so that every label is
-    drawn as often."""
+    class_weights: of labels in the loss: of their YES terms with sigmoid, of their images with
+    softmax. batch: of one step, over all ranks, in units of batch_unit: source images, each with
+    all its copies, or augmented copies, those of the whole epoch shuffled; remainder: an epoch's
+    last step is filled up with its first units, or left out; expansions, variations: how the images
+    of a label are multiplied; augment: the change that takes the place of any other image, in
+    training only; expand_validation: expansions and variations hold on validation too; balance: an
+    epoch draws its images with replacement, so that every label is drawn as often."""
 
     name: str
     dataset: str
@@ -76,7 +71,7 @@ class Stage:
     balance: bool = False
     labels: tuple[str, ...] = ()
     output: Output = "sigmoid"
-    class_weights: tuple[ClassWeight, ...] = ()
+    class_weights: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class TrainConfig:
     goes on with this share of itself at each step; sync_norm: batch norm over all GPUs' images;
     skip_stages: so many stages are left out, since the start, a run, has trained them."""
 
-    recipe: str
+    recipe: Annotated[str, tyro.conf.Suppress]  # the command line's first word, no flag
     architecture: str
     stages: tuple[Stage, ...]
     start: StartConfig = field(default_factory=StartConfig)
@@ -112,22 +107,41 @@ class TrainConfig:
     """So many of the last ones are kept, beside the best weights."""
 
 
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_TAKEN = ("checkpoints", "events")  # folders of a run, beside those of its stages
+
+
 def check_config(config: TrainConfig) -> None:
     """UserError for settings that cannot be trained."""
+    _check_finite(config)
+    if not 0 <= config.seed < 1 << 32:
+        raise UserError(f"seed is {config.seed}; 0 to {(1 << 32) - 1}")
     if config.size < 32:
         raise UserError(f"size is {config.size}; the networks need at least 32 pixels")
     if config.micro_batch < 3:
         raise UserError(
-            f"micro_batch is {config.micro_batch}; batch norm needs at least 3 (equal parts of 2)"
+            f"micro_batch is {config.micro_batch}; batch norm needs at least 3 (parts of 2 or more)"
         )
     if config.keep_checkpoints < 1:
         raise UserError(f"keep_checkpoints is {config.keep_checkpoints}; at least 1")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise UserError(f"ema_decay is {config.ema_decay}; between 0 and 1, such as 0.999, or None")
-    clip = config.optim.clip_norm
+    if config.checkpoint_every_s < 0:
+        raise UserError(f"checkpoint_every_s is {config.checkpoint_every_s}; 0 or more")
+    if config.input.threads < 0:
+        raise UserError(f"input.threads is {config.input.threads}; at least 1, or 0 for all cores")
+    clip, momentum = config.optim.clip_norm, config.optim.momentum
     if clip is not None and clip <= 0:
         raise UserError(f"optim.clip_norm is {clip}; over 0, or None")
+    if not 0 <= momentum < 1:
+        raise UserError(f"optim.momentum is {momentum}; 0 or more and under 1")
+    names = [stage.name for stage in config.stages]
     for stage in config.stages:
+        if not _NAME.fullmatch(stage.name) or stage.name in _TAKEN or names.count(stage.name) > 1:
+            raise UserError(
+                f"stage name {stage.name!r}: it becomes a folder of the run, so it is made of "
+                f"letters, digits, - and _, of one stage only, and not {' or '.join(_TAKEN)}"
+            )
         if stage.batch < 1:
             raise UserError(f"stage {stage.name}: batch is {stage.batch}; at least 1")
         if not stage.phases or any(phase.epochs < 1 for phase in stage.phases):
@@ -148,6 +162,17 @@ def check_config(config: TrainConfig) -> None:
                 )
 
 
+def _check_finite(value: Any, name: str = "-") -> None:
+    """UserError for the first number anywhere in the settings that is none, or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name.replace('_', '-')} is {value}; a finite number is needed")
+    parts: list[tuple[Any, Any]] = list(enumerate(value)) if isinstance(value, tuple) else []
+    if is_dataclass(value):
+        parts = [(item.name, getattr(value, item.name)) for item in fields(value)]
+    for key, part in parts:
+        _check_finite(part, f"{name}{'-' if name == '-' else '.'}{key}")
+
+
 def _check_phase(stage: str, phase: Phase) -> None:
     if phase.lr <= 0 or phase.weight_decay < 0:
         raise UserError(
@@ -163,6 +188,11 @@ def _check_phase(stage: str, phase: Phase) -> None:
     if phase.patience is not None and phase.patience < 1:
         raise UserError(
             f"stage {stage}, phase {phase.name}: patience is {phase.patience}; at least 1, or None"
+        )
+    if phase.patience is not None and phase.keep == "last":
+        raise UserError(
+            f"stage {stage}, phase {phase.name}: keep last has no best epoch to wait for; take "
+            "patience None, or keep best loss"
         )
 
 
@@ -187,6 +217,8 @@ def vocabulary_of(stage: Stage, manifest: Manifest) -> Vocabulary:
         return whole
     for name in stage.labels:
         whole.index(name)
+        if stage.labels.count(name) > 1:
+            raise UserError(f"stage {stage.name}: labels names {name} twice; once is enough")
     return Vocabulary(stage.labels, whole.exclusive and set(stage.labels) == set(whole.names))
 
 
@@ -195,8 +227,8 @@ def loss_of(stage: Stage, vocabulary: Vocabulary, device: torch.device) -> Loss:
     if not stage.class_weights:
         return Loss(stage.output)
     weights = torch.ones(len(vocabulary), device=device)
-    for item in stage.class_weights:
-        weights[vocabulary.index(item.label)] = item.weight
+    for label, weight in stage.class_weights:
+        weights[vocabulary.index(label)] = weight
     return Loss(stage.output, weights)
 
 
@@ -208,10 +240,12 @@ def check_stage(config: TrainConfig, stage: Stage, vocabulary: Vocabulary, proce
             "start fewer, or take a larger batch"
         )
     expansions_of(stage, vocabulary)
-    for item in stage.class_weights:
-        vocabulary.index(item.label)
-        if item.weight <= 0:
-            raise UserError(f"stage {stage.name}: the class weight of {item.label} must be over 0")
+    for label, weight in stage.class_weights:
+        vocabulary.index(label)
+        if weight <= 0 or len(dict(stage.class_weights)) < len(stage.class_weights):
+            raise UserError(
+                f"stage {stage.name}: the class weight of {label} must be over 0, and given once"
+            )
     accuracy = any(phase.keep == "best accuracy" for phase in stage.phases)
     if not vocabulary.exclusive and (stage.output == "softmax" or accuracy):
         what = "output softmax" if stage.output == "softmax" else "keep best accuracy"
@@ -219,12 +253,26 @@ def check_stage(config: TrainConfig, stage: Stage, vocabulary: Vocabulary, proce
             f"stage {stage.name}: {what} needs labels of which each image has exactly one; those "
             f"of {stage.dataset} do not exclude each other: take output sigmoid, keep best loss"
         )
+    uneven = stage.batch_unit == "source" and (stage.expansions or stage.variations)
+    if config.sync_norm and (uneven or stage.batch % processes):
+        raise UserError(
+            f"stage {stage.name}: --sync-norm waits for all processes in every micro-batch, so "
+            f"each needs as many copies: take --stages.{stage.name}.batch-unit augmented (now "
+            f"{stage.batch_unit}) and a batch (now {stage.batch}) that {processes} divides"
+        )
     if stage.batch // processes == 1 and _one_image_alone(config, stage):
         raise UserError(
             f"stage {stage.name}: batch is {stage.batch} in {processes} processes: batch norm "
             f"cannot train on one image of {config.size} pixels, where its maps have one; take a "
             "batch of 2 or more per process, or a larger size"
         )
+
+
+def check_kept(stage: Stage, old: Vocabulary, new: Vocabulary) -> None:
+    """UserError for a neuron to be kept that one of the two stages does not have."""
+    for kept in stage.keep_neurons:
+        new.index(kept.label)
+        old.index(kept.old_label)
 
 
 def _one_image_alone(config: TrainConfig, stage: Stage) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import warnings
 from datetime import timedelta
 
 import torch
@@ -63,12 +64,14 @@ class World:
         if self.size == 1:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model,
-            device_ids=devices,
-            broadcast_buffers=False,  # average_buffers uses all ranks' statistics instead
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():  # torch 2.15 has another name for it, 2.11 only this one
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(
+                model,
+                device_ids=devices,
+                broadcast_buffers=False,  # average_buffers uses all ranks' statistics instead
+                gradient_as_bucket_view=True,
+            )
 
     def check_sync_norm(self, wanted: bool) -> None:
         """UserError for SyncBatchNorm without GPUs: torch's works on them only."""
@@ -180,7 +183,7 @@ def _join(backend: str) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def is_lost_peer(error: RuntimeError) -> bool:
+def is_lost_peer(error: Exception) -> bool:
     """Whether an exchange failed because another rank has ended, or did not come in time."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 

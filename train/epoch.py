@@ -12,6 +12,7 @@ from torch import nn
 
 from shards.console import Advance, RunFailed
 from shards.order import global_batch, samples_of, steps_per_epoch
+from train.checkpoint import Tensors
 from train.config import Stage
 from train.dist import unwrap
 from train.log import MetricsLog
@@ -44,6 +45,7 @@ class PhaseRun:
     clock: "Clock"
     log: MetricsLog | None
     durations: list[float] = field(default_factory=list)
+    batches: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.statistics = Statistics(unwrap(self.stepper.model))
@@ -52,16 +54,16 @@ class PhaseRun:
         """One epoch, or what is left of it after a resume."""
         stage, at, epoch = self.stage, self.at, self.at.epoch
         order = self.order(epoch)
-        steps = range(at.step, steps_per_epoch(len(order), stage.batch, stage.remainder))
-        batches = [global_batch(order, step, stage.batch, stage.remainder) for step in steps]
-        self.stepper.expect(batches)
+        steps = range(steps_per_epoch(len(order), stage.batch, stage.remainder))
+        self.batches = [global_batch(order, step, stage.batch, stage.remainder) for step in steps]
+        self.stepper.expect(self.batches[at.step :])
         lr = learning_rate(self.phase.lr, self.phase.schedule, at.progress.val_losses)
         set_lr(self.stepper.optim, lr)
         set_mode(unwrap(self.stepper.model), self.phase)
         self.durations = []
         self.clock.start()
-        for step, batch in zip(steps, batches):
-            stop = self._step(step, batch, epoch)
+        for step in steps[at.step :]:
+            stop = self._step(step, self.batches[step], epoch)
             advance(1, note=self._note())
             if stop:
                 self.clock.lap(at)
@@ -106,6 +108,7 @@ class PhaseRun:
         smaller = self.micro_batch.halve(self.stepper.micro_batch, alone=world.size == 1)
         self.statistics.restore()
         self.stepper = replace(self.stepper, micro_batch=smaller)
+        self.stepper.expect(self.batches[self.at.step :])  # what was made ready is taken already
         return self._accumulate(batch, epoch)
 
     def _seed(self, epoch: int) -> None:
@@ -136,12 +139,15 @@ class PhaseRun:
         stepper = self.stepper
         model = unwrap(stepper.model)
         stepper.world.check_same(model)
+        before = self.saver.gather(stepper)
         stepper.world.average_buffers(model)
+        if stepper.ema:
+            stepper.world.average_buffers(stepper.ema.model)
         try:
             with self.saver.stop.at_once():
                 return self.validate(stepper.ema.model if stepper.ema else model, "val")
         except Interrupted:
-            self._write()  # all steps done; the resumed run validates
+            self._write(before)  # all steps done; the resumed run averages and validates
             raise
 
     def _end_epoch(self, val: Metrics, lr: float) -> None:
@@ -180,10 +186,10 @@ class PhaseRun:
         gpu = self.clock.monitor.note()
         return f"loss {self.at.train_loss:.4f}, {rate:.0f} img/s{f', {gpu}' if gpu else ''}"
 
-    def _write(self) -> None:
+    def _write(self, buffers: Tensors | None = None) -> None:
         """A checkpoint before the run ends, for which no other rank is waited."""
         self.clock.lap(self.at)
-        self.saver.write(self.at, self.stepper)
+        self.saver.write(self.at, self.stepper, buffers)
 
 
 class Clock:

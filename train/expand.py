@@ -71,23 +71,27 @@ class Expander:
 
     def copies(self, store: Store, samples: np.ndarray, epoch: int) -> Copies:
         """All copies of these samples in this epoch, sample after sample, copy 0 first."""
-        parameters = self.parameters(store, samples, epoch)
-        sample = np.repeat(samples, self.factors(store.labels[samples]))
-        return copies_from(sample, parameters, self.size)
-
-    def parameters(self, store: Store, samples: np.ndarray, epoch: int) -> CopyParameters:
-        """What happens to each of `copies`."""
-        rules = self._rules(store.labels[samples])
         factors = self.factors(store.labels[samples])
         starts = np.cumsum(factors) - factors
+        numbers = np.arange(factors.sum()) - np.repeat(starts, factors)
+        which = np.stack([np.repeat(samples, factors), numbers], axis=1)
+        return self.chosen_copies(store, which, epoch)
+
+    def chosen_copies(self, store: Store, which: np.ndarray, epoch: int) -> Copies:
+        """which: (K, 2) sample and number of the copy, as `shards.order` has them."""
+        return copies_from(which[:, 0], self.parameters(store, which, epoch), self.size)
+
+    def parameters(self, store: Store, which: np.ndarray, epoch: int) -> CopyParameters:
+        """What happens to each of `chosen_copies`."""
+        samples, numbers = which.T
+        rules = self._rules(store.labels[samples])
         words = np.array([_words(store.keys[i]) for i in samples], np.uint32).reshape(-1, 2)
-        found = unchanged(int(factors.sum()))
+        found = unchanged(len(which))
         for number, rule in enumerate([self.augment, *self._different]):
-            members = np.flatnonzero(rules == number)
-            if len(members) and rule != NONE:
-                rows = starts[members][:, None] + np.arange(factors[members[0]])
-                drawn = copies_of(words[members], rule, seed=self.seed, epoch=epoch, size=self.size)
-                found.put(rows.ravel(), drawn)
+            rows = np.flatnonzero(rules == number)
+            if len(rows) and rule != NONE:
+                address = {"seed": self.seed, "epoch": epoch, "size": self.size}
+                found.put(rows, copies_of(words[rows], numbers[rows], rule, **address))
         return found
 
     def mixed_copies(self, store: Store, samples: np.ndarray, epoch: int) -> Copies:

@@ -19,7 +19,7 @@ from torch import Tensor
 from shards.console import RunFailed
 from shards.split_reader import SplitReader
 from train.decoding import CHUNK, Decoder
-from train.input_torch import resize_all
+from train.input_torch import resize_into
 
 _TOGETHER = 16  # images resized at once: 16 of 2,500 x 2,000 take 320 MB as float32
 
@@ -71,8 +71,9 @@ def _encoded(reader: SplitReader, chunks: Iterable[np.ndarray]) -> Iterator[list
 
 
 def _on_cpu(batch: Any, size: int) -> Tensor:
-    images = (np.array(batch.at(i))[:, :, 0] for i in range(len(batch)))
-    return resize_all(images, len(batch), size)
+    out = np.empty((len(batch), size, size), np.uint8)
+    resize_into(out, (np.array(batch.at(i))[:, :, 0] for i in range(len(batch))))
+    return torch.from_numpy(out)
 
 
 def _on_gpu(batch: Any, size: int, device: torch.device) -> Tensor:

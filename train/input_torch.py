@@ -2,7 +2,7 @@
 
 All of these release the interpreter's lock, so threads scale; nothing here needs a GPU or DALI.
 One core's time for an HTJ2K image of 512 x 512 -> 224: read and check 0.06 ms, decode 0.83 ms,
-resize 0.12 ms (Pillow: 0.42 ms).
+resize 0.07 ms (Pillow: 0.42 ms).
 """
 
 from collections import deque
@@ -20,6 +20,7 @@ from shards.console import RunFailed
 from shards.split_reader import SplitReader
 from train.ahead import Threads
 
+_TASK = 8  # images: 8 ms hide a task's cost, 50 us; the fewer, the shorter threads wait at the end
 _TOGETHER = 4  # channels of the fast path of torch's resize
 
 
@@ -27,21 +28,31 @@ def decode_images(
     reader: SplitReader, chunks: Iterable[np.ndarray], size: int, threads: int
 ) -> Iterator[Tensor]:
     """For each chunk of positions (n,) its images (n, S, S) uint8, in order."""
+    cv2.setNumThreads(1)  # its own threads would wait in a loop for each other, beside these
     pool = Threads(threads, "decode")
-    pending: deque[Future[Tensor]] = deque()
+    pending: deque[tuple[np.ndarray, list[Future[None]]]] = deque()
     try:
         for chunk in chunks:
-            pending.append(pool.submit(partial(_decode_chunk, reader, chunk, size)))
+            out = np.empty((len(chunk), size, size), np.uint8)
+            parts = [slice(at, at + _TASK) for at in range(0, len(chunk), _TASK)]
+            work = (partial(_decode_into, out[part], reader, chunk[part]) for part in parts)
+            pending.append((out, [pool.submit(job) for job in work]))
             if len(pending) > threads + 1:
-                yield pending.popleft().result()
+                yield _finished(*pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _finished(*pending.popleft())
     finally:
         pool.close()
 
 
-def _decode_chunk(reader: SplitReader, positions: np.ndarray, size: int) -> Tensor:
-    return resize_all((_decode(reader, i) for i in positions.tolist()), len(positions), size)
+def _finished(out: np.ndarray, jobs: list[Future[None]]) -> Tensor:
+    for job in jobs:
+        job.result()
+    return torch.from_numpy(out)
+
+
+def _decode_into(out: np.ndarray, reader: SplitReader, positions: np.ndarray) -> None:
+    resize_into(out, (_decode(reader, i) for i in positions.tolist()))
 
 
 def _decode(reader: SplitReader, position: int) -> np.ndarray:
@@ -54,18 +65,17 @@ def _decode(reader: SplitReader, position: int) -> np.ndarray:
         ) from error
 
 
-def resize_all(images: Iterable[np.ndarray], count: int, size: int) -> Tensor:
-    """`count` images (H, W) uint8 -> (count, S, S); holds four of them at a time."""
-    out = np.empty((count, size, size), np.uint8)
+def resize_into(out: np.ndarray, images: Iterable[np.ndarray]) -> None:
+    """As many images (H, W) uint8 as out (n, S, S) uint8 has room for; holds four at a time."""
     group: list[np.ndarray] = []
-    for row, image in enumerate(images):
+    row = 0
+    for image in images:
         if group and (len(group) == _TOGETHER or image.shape != group[0].shape):
-            out[row - len(group) : row] = resize_group(group, size)
-            group = []
+            out[row : row + len(group)] = resize_group(group, out.shape[1])
+            row, group = row + len(group), []
         group.append(image)
     if group:
-        out[count - len(group) :] = resize_group(group, size)
-    return torch.from_numpy(out)
+        out[row:] = resize_group(group, out.shape[1])
 
 
 def resize_group(images: list[np.ndarray], size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from train.shared import (
     shared_array,
     smallest,
 )
-from train.sources import PinnedSource
+from train.sources import PinnedSource, copy_into
 from train.store import InputConfig, Store
 from train.stream import StreamSource
 
@@ -110,7 +111,7 @@ class Loader:
         if self.place in ("disk", "stream"):
             return self._streamed(reader, split, sharing)
         images, (start, stop) = self._target(len(reader), sharing)
-        self._finish(lambda: self._decode(reader, split, start, stop, _put_into(images)))
+        self._finish(lambda: self._decode(reader, split, start, stop, partial(copy_into, images)))
         reader.close()
         return self._resident(reader.keys, images, reader.labels)
 
@@ -164,7 +165,7 @@ class Loader:
         put: Callable[[int, Tensor], None],
     ) -> None:
         """put(position of the first, images) for all images from start to stop."""
-        chunks = checked_chunks(reader, start, stop)
+        chunks = checked_chunks(reader, start, stop, self.threads)
         parts = Ahead(
             self.decode(reader, chunks, self.size, self.threads),
             f"decoding images of {self.folder}",
@@ -294,7 +295,7 @@ class Loader:
         try:
             file = StoreFile(path, key)
             parts = Ahead(file.read_all(start, stop, self.threads), f"reading {path}")
-            put = _drop if to_disk else _put_into(images)
+            put = _drop if to_disk else partial(copy_into, images)
             self._put_all(f"read {key.split}", parts, start, stop, put)
         except (StaleStore, OSError) as error:
             problem = str(error)
@@ -311,13 +312,6 @@ class Loader:
     def _warn(self, message: str) -> None:
         if self.shown:
             warn(message)
-
-
-def _put_into(images: Tensor) -> Callable[[int, Tensor], None]:
-    def put(start: int, part: Tensor) -> None:
-        images[start : start + len(part)] = part
-
-    return put
 
 
 def _drop(start: int, part: Tensor) -> None:

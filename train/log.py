@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from torch.utils.tensorboard import SummaryWriter
-
+from shards.console import UserError
 from shards.writer import write_atomic
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricsLog:
@@ -19,40 +19,55 @@ class MetricsLog:
 
     def __init__(self, run: Path, lines: int) -> None:
         """lines: how many are valid; what a killed run wrote after its checkpoint is cut off."""
-        self.path = run / "metrics.jsonl"
+        self.path, self._run = run / "metrics.jsonl", run
         kept = self.path.read_text().splitlines(keepends=True)[:lines] if lines else []
         write_atomic(self.path, "".join(kept).encode())
         self.lines = len(kept)
-        self.events = SummaryWriter(str(run / "events"), purge_step=self.lines)
+
+    @cached_property
+    def events(self) -> "SummaryWriter":
+        """Opened after the first epoch: TensorBoard's import takes 0.5 s, which no run should wait
+        for before its first step."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._run / "events"), purge_step=self.lines + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one epoch."""
+        events = self.events
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.lines += 1
         for name, value in line.items():
             if isinstance(value, float):
-                self.events.add_scalar(f"{line['stage']}/{name}", value, self.lines)
-        self.events.flush()
+                events.add_scalar(f"{line['stage']}/{name}", value, self.lines)
+        events.flush()
 
     def close(self) -> None:
-        """Close the events file."""
-        self.events.close()
+        """Close the events file, if any epoch was written."""
+        if "events" in vars(self):
+            self.events.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of RUN/metrics.jsonl."""
+    """All whole lines of RUN/metrics.jsonl: a killed run may have left half a one. UserError where
+    the file is damaged."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error
 
 
 def draw_curves(run: Path) -> None:
     """RUN/curves.png: loss and accuracy or AUROC by epoch, a panel per stage, phases marked."""
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     lines = read_metrics(run)
     stages = list(dict.fromkeys(line["stage"] for line in lines))
-    figure, panels = plt.subplots(1, len(stages), figsize=(6 * len(stages), 4), squeeze=False)
+    figure = Figure(figsize=(6 * len(stages), 4))
+    panels = figure.subplots(1, len(stages), squeeze=False)
     for panel, stage in zip(panels[0], stages):
         rows = [line for line in lines if line["stage"] == stage]
         epochs = [row["epoch"] for row in rows]
@@ -70,7 +85,6 @@ def draw_curves(run: Path) -> None:
         panel.legend(handles=handles, fontsize="small")
     figure.tight_layout()
     figure.savefig(run / "curves.png", dpi=100)
-    plt.close(figure)
 
 
 def write_splits(folder: Path, keys: Mapping[str, Sequence[str]]) -> None:

@@ -19,12 +19,13 @@ from train.checkpoint import Checkpoint, save_best
 from train.config import (
     Stage,
     TrainConfig,
+    check_kept,
     check_stage,
     expansions_of,
     loss_of,
     vocabulary_of,
 )
-from train.dist import World
+from train.dist import World, is_lost_peer
 from train.ema import Ema
 from train.epoch import Clock, PhaseRun
 from train.expand import Expander
@@ -34,7 +35,7 @@ from train.memory_limit import MicroBatch, is_out_of_memory
 from train.metrics import Metrics
 from train.models import build_model, load_weights
 from train.monitor import Monitor
-from train.optim import build_optim, set_trainable
+from train.optim import build_optim, check_optim, set_trainable
 from train.phases import Phase, finished
 from train.position import Position
 from train.precision import Precision
@@ -66,6 +67,11 @@ class Trainer:
             check_shards(shards / stage.dataset, manifest, SPLITS)
             self.vocabularies.append(vocabulary_of(stage, manifest))
             check_stage(config, stage, self.vocabularies[-1], world.size)
+        # Found now, not after the days that the stage before takes; the first one's are found when
+        # the start is loaded.
+        for number, stage in enumerate(config.stages[1:]):
+            check_kept(stage, *self.vocabularies[number : number + 2])
+        check_optim(config.optim, world.device)
         world.check_sync_norm(config.sync_norm)
         self.stop, self.monitor = Stop(), Monitor(world.device)
         self.micro_batch = MicroBatch(run, config.micro_batch, auto=config.auto_micro_batch)
@@ -85,12 +91,13 @@ class Trainer:
         self.stop.listen()
         try:
             self._run()
-        except RuntimeError as error:
-            if self.stop.number is not None:  # another process has obeyed the same signal before
-                raise Interrupted(self.stop.number) from error
+        except (RuntimeError, MemoryError) as error:
+            if self.stop.number is not None and is_lost_peer(error):
+                raise Interrupted(self.stop.number) from error  # it has obeyed the same signal
             if is_out_of_memory(error):
                 raise RunFailed(
-                    f"out of memory ({error}); lower --micro-batch, or take --input.store host"
+                    f"out of memory ({error}); lower --micro-batch or --size, or take "
+                    "--input.store host"
                 ) from error
             raise
 
@@ -233,7 +240,6 @@ class Trainer:
     def _validate(self, stage: Stage, model: nn.Module, split: str) -> Metrics:
         """Validation sees the stage's copies (if it says so), test the images; neither augments."""
         expand = split == "val" and stage.expand_validation
-        self.world.average_buffers(model)
         return validate(
             model,
             self.stores[split],

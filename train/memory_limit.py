@@ -1,20 +1,21 @@
 """What to do where a step does not fit into memory: say which setting to lower, or lower it."""
 
 import gc
-import json
 from pathlib import Path
 
 import torch
 
 from shards.console import RunFailed, warn
+from train.runs import read_json
 from train.settings import write_json
 
 _LEAST = 4  # images at once; batch norm has noise for statistics below it
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU; or on the CPU, where torch says it by its message alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """On a GPU; or on the CPU, where torch says it by its message alone and numpy by its type."""
+    of_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return of_type or "can't allocate memory" in str(error)
 
 
 class MicroBatch:
@@ -29,8 +30,8 @@ class MicroBatch:
         """It is part of what the run computes (batch norm), so that a resumed run keeps it."""
         if not self._path.is_file():
             return self._asked
-        found = json.loads(self._path.read_bytes())
-        return int(found["micro_batch"]) if found["asked"] == self._asked else self._asked
+        found = read_json(self._path)
+        return int(found["micro_batch"]) if found.get("asked") == self._asked else self._asked
 
     def halve(self, tried: int, *, alone: bool) -> int:
         """The next size to try. RunFailed without --auto-micro-batch, when there is none smaller,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from shards.labels import NO, UNKNOWN, YES
 
@@ -44,8 +43,16 @@ def auroc(truth: np.ndarray, score: np.ndarray) -> float | None:
     count, others = int(positive.sum()), int((truth[known] == NO).sum())
     if count == 0 or others == 0:
         return None
-    ranks = rankdata(score[known])
+    ranks = _ranks(score[known])
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """(N,) -> their ranks from 1, of equal values the mean, all NaN where one is. scipy.stats would
+    do it and take 1 s to import."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return np.full(len(values), np.nan) if np.isnan(values).any() else ranks
 
 
 def f1(truth: np.ndarray, called: np.ndarray) -> float | None:

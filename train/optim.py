@@ -62,6 +62,12 @@ def build_optim(config: OptimConfig, model: nn.Module, phase: Phase) -> torch.op
     return builders[config.name](parameters, fused=True, **values)
 
 
+def check_optim(config: OptimConfig, device: torch.device) -> None:
+    """UserError when apex is asked for and is not there."""
+    if config.name.startswith("apex-"):
+        _apex(config.name, device)
+
+
 def _apex(name: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
     if device.type != "cuda":
         raise UserError(f"--optim.name {name} needs a GPU; take {name.removeprefix('apex-')}")

@@ -128,8 +128,10 @@ def _class_picture(title: str, store: Store, expander: Expander, epoch: int) -> 
 
 def _cells(store: Store, expander: Expander, epoch: int) -> Iterator[tuple[Image.Image, list[str]]]:
     """Each copy as the network gets it, de-normalised, and what was done to it."""
-    parameters = expander.parameters(store, np.zeros(1, np.int64), epoch)
-    copies = copies_from(np.zeros(len(parameters), np.int64), parameters, expander.size)
+    (count,) = expander.factors(store.labels)
+    which = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
+    parameters = expander.parameters(store, which, epoch)
+    copies = copies_from(which[:, 0], parameters, expander.size)
     images = Warper(threads=1)(store.images, copies)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     levels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

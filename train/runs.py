@@ -59,10 +59,22 @@ def read_settings(run: Path) -> dict[str, Any]:
     path = run / "settings.json"
     if not path.is_file():
         raise UserError(f"no settings.json in {run}; it is no run folder of python -m train")
+    settings = read_json(path)
+    config = settings.get("config")
+    if not isinstance(config, dict) or "stages" not in config:
+        raise UserError(f"{path} is not of a run of python -m train")
+    return settings
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a run. UserError where it is damaged or missing."""
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}, where names with values should be")
+        return content
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); take another run folder") from error
 
 
 def stage_names(run: Path) -> list[str]:

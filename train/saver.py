@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 from train.checkpoint import (
     Checkpoint,
     Tensors,
@@ -61,15 +62,27 @@ class Saver:
         return due or self.stop.number is not None
 
     def save(self, at: Position, stepper: Stepper) -> None:
-        """On all processes together. Interrupted, on each, when a signal asked any for the end."""
+        """On all processes together. Interrupted, on each, when a signal asked any for the end;
+        RunFailed, on each, when the weights are no numbers."""
+        if not are_numbers(unwrap(stepper.model)):
+            raise RunFailed(
+                f"the weights are no numbers after step {at.step} of epoch {at.epoch + 1}; lower "
+                "the phase's lr or take --precision fp32 in a new run (the last checkpoint is from "
+                "before)"
+            )
         number = int(self.world.max(float(self.stop.number or 0)))
-        self.write(at, stepper, self.world.gather_buffers(unwrap(stepper.model)))
+        self.write(at, stepper, self.gather(stepper))
         if number:
             raise Interrupted(number)
 
+    def gather(self, stepper: Stepper) -> Tensors:
+        """All processes' batch norm statistics, on each; they call it together."""
+        return self.world.gather_buffers(_with_statistics(stepper))
+
     def write(self, at: Position, stepper: Stepper, buffers: Tensors | None = None) -> None:
-        """On the first process, which waits for no other."""
-        if self.world.is_first:
+        """On the first process, which waits for no other. Weights that are no numbers are not
+        written: what a run goes on from are those before them."""
+        if self.world.is_first and are_numbers(unwrap(stepper.model)):
             content = Checkpoint(
                 weights=weights_of(unwrap(stepper.model)),
                 optim=optim_tensors(stepper.optim),
@@ -104,7 +117,20 @@ class Saver:
             stepper.precision.scaler.load_state_dict(found.state["scaler"])
         if stepper.ema:
             load_weights(stepper.ema.model, found.ema, str(self.folder))
-        self.world.load_buffers(unwrap(stepper.model), found.buffers)
+        self.world.load_buffers(_with_statistics(stepper), found.buffers)
+
+
+def are_numbers(model: nn.Module) -> bool:
+    """Whether no weight is NaN or infinite. By their norms: 10 ms for DenseNet201 on 2 busy cores,
+    where isfinite of each takes 500."""
+    norms = torch._foreach_norm([p.detach() for p in model.parameters()])
+    return bool(torch.stack(norms).isfinite().all())
+
+
+def _with_statistics(stepper: Stepper) -> nn.Module:
+    """What has batch norm statistics of each process's own: the network, and its average."""
+    model = unwrap(stepper.model)
+    return nn.ModuleList([model, stepper.ema.model]) if stepper.ema else model
 
 
 def best_name(at: Position) -> str:

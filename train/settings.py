@@ -17,6 +17,7 @@ from shards.console import UserError
 from shards.manifest import Manifest, manifest_hash
 from shards.writer import write_atomic
 from train.config import TrainConfig
+from train.runs import read_settings
 
 _PACKAGES = ("cxrstack", "torchvision", "timm", "numpy", "safetensors", "nvidia-dali-cuda130")
 
@@ -54,6 +55,8 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
     Until the first checkpoint nothing is lost, so corrected settings replace the old ones.
     """
     path = run / "settings.json"
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--run {run} is no folder; take another")
     settings = {
         "recipe": config.recipe,
         "config": jsonable(asdict(config)),
@@ -61,7 +64,7 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
         "synthetic": synthetic,
     }
     if path.is_file() and (run / "checkpoints").is_dir():
-        differing = differences(json.loads(path.read_bytes()), settings)
+        differing = differences(read_settings(run), settings)
         if differing:
             raise UserError(
                 f"{run} holds another run (differing: {', '.join(differing[:5])}); take another "
@@ -70,7 +73,10 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
         return
     if not path.is_file() and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run; take another --run folder")
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run {run} cannot be made ({error.strerror}); take another") from error
     command = " ".join(["python -m train", *sys.argv[1:]])
     write_json(path, {**settings, "command": command, "commit": _commit()})
     write_json(run / "environment.json", environment())

@@ -82,10 +82,7 @@ class Stepper:
         """All copies of the share's samples, mixed; or those that it names, in its order."""
         if share.ndim == 1:
             return self.expander.mixed_copies(self.store, share, epoch)
-        samples, place = np.unique(share[:, 0], return_inverse=True)
-        factors = self.expander.factors(self.store.labels[samples])
-        starts = np.cumsum(factors) - factors
-        return self.expander.copies(self.store, samples, epoch)[starts[place] + share[:, 1]]
+        return self.expander.chosen_copies(self.store, share, epoch)
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients with the step's last micro-batch only."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.sources import ImageSource
+from train.sources import ImageSource, upload
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Store:
         if self.source:
             images = self.source.take(positions)
         else:
-            images = self.images[torch.from_numpy(positions).to(self.images.device)]
+            images = self.images[upload(positions, self.images.device)]
         return Store(
             tuple(self.keys[i] for i in positions.tolist()), images, self.labels[positions]
         )

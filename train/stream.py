@@ -9,6 +9,7 @@ from torch import Tensor
 from shards.split_reader import SplitReader
 from train.ahead import Ahead
 from train.decoding import CHUNK, Decoder
+from train.sources import copy_into
 
 
 class StreamSource:
@@ -36,8 +37,13 @@ class StreamSource:
         if not np.array_equal(self._expected[: len(positions)], positions):
             self.expect(positions)
         self._expected = self._expected[len(positions) :]
-        parts = list(self._next(len(positions)))
-        return torch.cat(parts).to(self.device)
+        shape = (len(positions), self._size, self._size)
+        out = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        done = 0
+        for part in self._next(len(positions)):
+            copy_into(out, done, part)
+            done += len(part)
+        return out
 
     def close(self) -> None:
         self._stop()

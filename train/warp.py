@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from shards.preprocess import MEAN, STD
 from train.expand import Copies
+from train.sources import upload
 
 _FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -195,10 +196,10 @@ def warp_slowly(images: Tensor, copies: Copies, dtype: torch.dtype = torch.float
     """What a Warper does, in torch's own steps on any device: the reference. Levels are not rounded
     between warp and normalise. -> (K, 3, S, S), channels_last."""
     device = images.device
-    sources = images[torch.from_numpy(copies.sample).to(device)]
+    sources = images[upload(copies.sample, device)]
     if (copies.jitter != 1).any():
-        sources = jitter_torch(sources, torch.from_numpy(copies.jitter).to(device))
-    moves = (torch.from_numpy(part).to(device) for part in (copies.matrices, copies.elastic))
+        sources = jitter_torch(sources, upload(copies.jitter, device))
+    moves = (upload(part, device) for part in (copies.matrices, copies.elastic))
     return normalise(warp_grid(sources, *moves)).to(dtype)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from shards.preprocess import MEAN, STD
 from train.augment import unchanged
 from train.expand import Copies, copies_from
+from train.sources import upload
 from train.warp import jitter_torch, movement
 
 _BLOCK = 1024  # pixels of one program
@@ -20,15 +21,16 @@ _BLOCK = 1024  # pixels of one program
 def warp_fused(images: Tensor, copies: Copies, dtype: torch.dtype) -> Tensor:
     """images: (N, S, S) uint8 -> (K, 3, S, S) of `dtype`, channels_last, on the same device."""
     device, size = images.device, images.shape[-1]
-    rows = torch.from_numpy(copies.sample).to(device)
+    rows = upload(copies.sample, device)
     if (copies.jitter != 1).any():
-        images = jitter_torch(images[rows], torch.from_numpy(copies.jitter).to(device))
+        images = jitter_torch(images[rows], upload(copies.jitter, device))
         rows = torch.arange(len(copies), device=device)
     is_elastic = bool(copies.elastic.any())
-    points = torch.from_numpy(copies.elastic).to(device)
-    field = movement(points, size).contiguous() if is_elastic else points
+    matrices = upload(copies.matrices, device)
+    field = matrices  # not read where nothing is elastic
+    if is_elastic:
+        field = movement(upload(copies.elastic, device), size).contiguous()
     out = torch.empty((len(copies), size, size, 3), dtype=dtype, device=device)
-    matrices = torch.from_numpy(copies.matrices).to(device)
     programs = (triton.cdiv(size * size, _BLOCK), len(copies))
     scale = [1 / (255 * std) for std in STD]
     offset = [-mean / std for mean, std in zip(MEAN, STD)]
