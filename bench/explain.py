@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zennit.composites import EpsilonPlusFlat
 
-from bench.config import BenchConfig, settle
+from bench.config import NetworkBench, settle
 from bench.images import network_inputs, raw_images
 from bench.machine import synchronise
 from bench.networks import build_pair, network_name
@@ -32,17 +32,13 @@ BAR = 0.6  # of the training step's rate
 
 
 @dataclass(frozen=True)
-class ExplainBench(BenchConfig):
+class ExplainBench(NetworkBench):
     """How fast images are explained: LRP and Grad-CAM beside a training step of the same network
     (at least 60 % of its rate), and each beside the way it is usually written: zennit and hooks
     with one image at a time, occlusion with one window at a time."""
 
     number: int = 16
     """Images of one repetition; occlusion takes the first one."""
-    architecture: str = "densenet121"
-    """The network."""
-    size: int = 224
-    """Side of the network's input in pixels."""
     repeats: int = 3
     """Repetitions of each side, in turns."""
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from serve.intervals import wilson
 from serve.judged import Judged
+from serve.predictions import ROW_SUM
 from shards.labels import UNKNOWN, YES
 
 BINS = 15
 _EPSILON = 1e-7  # float32 probabilities come as 0 and 1; a logit must stay finite
-_ROW_SUM = 1e-3  # probabilities of softmax add up to 1 within this
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _temperature(judged: Judged, validation: Judged) -> Temperature | None:
 def is_softmax(judged: Judged) -> bool:
     """Whether the classes exclude each other and every image's probabilities add up to 1."""
     sums = judged.probabilities.sum(axis=1)
-    return judged.exclusive and bool((np.abs(sums - 1) < _ROW_SUM).all())
+    return judged.exclusive and bool((np.abs(sums - 1) < ROW_SUM).all())
 
 
 def fit_temperature(validation: Judged, softmax: bool) -> float | None:

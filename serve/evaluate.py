@@ -7,7 +7,7 @@ a label is called from probability 0.5 on. Unknown truth (-1) is left out label 
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serve.evaluation_figures import evaluation_figures
@@ -89,12 +89,10 @@ def _check(config: EvaluateConfig) -> None:
 
 
 def _join(config: EvaluateConfig, scores: Path, truth: LabelTable) -> Joined:
-    joined = join(read_predictions(scores), truth)
-    if config.exclusive is None:
-        return joined
-    if config.exclusive and len(joined.labels) < 2:
-        raise UserError(f"--exclusive with the one label {joined.labels[0]!r}; leave it out")
-    return replace(joined, exclusive=config.exclusive)
+    predictions = read_predictions(scores)
+    if config.exclusive and len(predictions.labels) < 2:
+        raise UserError(f"--exclusive with the one label {predictions.labels[0]!r}; leave it out")
+    return join(predictions, truth, config.exclusive)
 
 
 def _summary(found: Evaluation) -> list[str]:

@@ -8,7 +8,7 @@ with the name of each image's class.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ import numpy as np
 from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder
 from serve.tables import KEY, Table, read_table
 from shards.console import UserError
-from shards.labels import UNKNOWN, YES
+from shards.labels import NO, UNKNOWN, YES
 from shards.manifest import Manifest, check_shards, load_manifest, shard_path
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION, SampleMeta
 
+ROW_SUM = 1e-3  # probabilities of softmax add up to 1 within this
 META_COLUMNS = ("view", "sex", "age", "source")
 # Columns of our own and of common tables that are no label.
 _NO_LABEL = {KEY, "archive", "member", "predicted", "model_sha256", "preprocessing_version"} | {
@@ -42,6 +43,12 @@ class PredictionTable:
     exclusive: bool | None = None
     synthetic: bool | None = None
     damaged: tuple[str, ...] = ()
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the probabilities of every image that was scored add up to 1."""
+        sums = self.probabilities[[error is None for error in self.errors]].sum(axis=1)
+        return bool(sums.size and (np.abs(sums - 1) < ROW_SUM).all())
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def read_label_table(path: Path, split: str | None = None) -> LabelTable:
         labels=labels,
         patients=_chosen(table.texts("patient"), chosen),
         meta={name: values for name, values in meta.items() if values is not None},
-        exclusive=len(names) > 1 and one_class_each,
+        exclusive=one_class_each and (len(names) > 1 or table is not given),
     )
 
 
@@ -228,10 +235,13 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def join(predictions: PredictionTable, truth: LabelTable) -> Joined:
+def join(predictions: PredictionTable, truth: LabelTable, exclusive: bool | None = None) -> Joined:
     """Bring scores and labels of the same keys together, in the order of the predictions.
 
-    UserError when a key stands twice on one side, or when no key or no label is on both.
+    exclusive: whether each image has exactly one of the labels; None: as the two sides say. Where
+    it has, a call is one of all the scores' classes, and a class that the truth never names is one
+    that no image of known truth has. UserError when a key stands twice on one side, or when no key
+    or no label is on both.
     """
     _refuse_duplicates("predictions", predictions.keys)
     _refuse_duplicates("labels", truth.keys)
@@ -250,15 +260,18 @@ def join(predictions: PredictionTable, truth: LabelTable) -> Joined:
         )
     rows = [places[predictions.keys[i]] for i in matched]
     scored_keys = set(predictions.keys)
+    if exclusive is None:
+        exclusive = _exclusive(predictions, truth, labels)
+    if exclusive:
+        truth, labels = _of_all_classes(truth, predictions.labels), predictions.labels
     columns = [predictions.labels.index(name) for name in labels]
     truth_columns = [truth.names.index(name) for name in labels]
     probabilities = predictions.probabilities[np.ix_(matched, columns)]
     probabilities[[predictions.errors[i] is not None for i in matched]] = np.nan
-    exclusive = truth.exclusive if predictions.exclusive is None else predictions.exclusive
     return Joined(
         keys=tuple(predictions.keys[i] for i in matched),
         labels=labels,
-        exclusive=exclusive and len(labels) == len(predictions.labels),
+        exclusive=exclusive,
         targets=truth.labels[np.ix_(rows, truth_columns)],
         probabilities=probabilities,
         patients=None if truth.patients is None else tuple(truth.patients[i] for i in rows),
@@ -270,6 +283,27 @@ def join(predictions: PredictionTable, truth: LabelTable) -> Joined:
         labels_without_scores=tuple(n for n in truth.names if n not in predictions.labels),
         damaged=predictions.damaged,
     )
+
+
+def _exclusive(predictions: PredictionTable, truth: LabelTable, common: Sequence[str]) -> bool:
+    """Whether both sides take each image to have exactly one of the scores' labels."""
+    said = truth.exclusive if predictions.exclusive is None else predictions.exclusive
+    if not said or len(predictions.labels) < 2:
+        return False
+    if len(common) == len(predictions.labels):
+        return True
+    if predictions.exclusive or not truth.exclusive:
+        return truth.exclusive
+    return predictions.adds_up  # a stranger's table: then the classes exclude each other
+
+
+def _of_all_classes(truth: LabelTable, classes: Sequence[str]) -> LabelTable:
+    """With a column for each class: 0 in the new ones where the image is known to be another."""
+    known = (truth.labels == YES).any(axis=1, keepdims=True)
+    absent = [name for name in classes if name not in truth.names]
+    added = np.repeat(np.where(known, NO, UNKNOWN), len(absent), axis=1).astype(np.int8)
+    labels = np.concatenate([truth.labels, added], axis=1)
+    return replace(truth, names=(*truth.names, *absent), labels=labels)
 
 
 def _refuse_duplicates(side: str, keys: Sequence[str]) -> None:

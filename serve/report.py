@@ -22,6 +22,8 @@ from shards.writer import write_atomic
 _MOST_RUNS = 2
 _MOST_IMAGES = 1000  # 200 take up to 13 MB
 _LETTERS = "AB"
+# What a file of another version or a broken hand makes of reading and drawing it.
+_WRONG = (jinja2.UndefinedError, LookupError, TypeError, ValueError, AttributeError)
 _Paths = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
 
 
@@ -60,11 +62,11 @@ def write_report(config: ReportConfig) -> Path:
         folders = _folders(config, place)
         try:
             runs.append(read_run(folders, config.gallery))
-        except (KeyError, TypeError) as error:
+        except _WRONG as error:
             raise _lacks(folders.run, error) from error
     try:
         html = render({"runs": _named(runs), "differences": _differences(runs)})
-    except (jinja2.UndefinedError, KeyError, TypeError) as error:
+    except _WRONG as error:
         raise _lacks(config.run[0], error) from error
     out = config.out or config.run[0] / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)

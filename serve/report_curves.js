@@ -36,7 +36,8 @@ const CURVES = {
     byLabel(run.evaluation.curves, "label", "false_positive_rate", "true_positive_rate")
       .map((one) => ({ ...one, points: [[0, 0], ...one.points] }))),
   pr: (host, run) => lines(host, { x: UNIT, y: UNIT, xLabel: "recall", yLabel: "precision" },
-    byLabel(run.evaluation.curves, "label", "true_positive_rate", "precision")),
+    byLabel(run.evaluation.curves, "label", "true_positive_rate", "precision")
+      .map((one) => ({ ...one, points: [[0, one.points[0][1]], ...one.points] }))),
   calibration: (host, run) => lines(host,
     { x: UNIT, y: UNIT, xLabel: "mean probability", yLabel: "share that has the label", diagonal: true },
     run.evaluation.calibration.map((one, i) => ({

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from serve.report_charts import embed
 
@@ -33,6 +33,7 @@ def render(page: dict[str, Any]) -> str:
         "interval": interval,
         "number": number,
         "signed": signed,
+        "stacked": stacked,
         "level": level,
         "png": lambda data: data_uri(data, "image/png"),
         "webp": lambda data: data_uri(data, "image/webp"),
@@ -83,12 +84,18 @@ def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def signed(estimate: dict[str, Any]) -> str:
+def signed(estimate: dict[str, Any], digits: int = 3) -> str:
     """A difference with its sign and interval: `+0.026 (+0.010 to +0.041)`."""
     value, low, high = (estimate[name] for name in ("value", "low", "high"))
     if low is None or high is None:
-        return f"{value:+.3f}"
-    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+        return f"{value:+.{digits}f}"
+    return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def stacked(text: str) -> Markup:
+    """`99.4 % (96.9 to 99.9)` for a cell of a table, the interval in small below the value."""
+    value, bracket, ends = text.partition(" (")
+    return Markup("{} <small>({}</small>").format(value, ends) if bracket else escape(value)
 
 
 def level(count: int, total: int) -> int:

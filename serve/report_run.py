@@ -209,6 +209,10 @@ def _commands(folders: Folders, settings: dict[str, Any], labels: Path) -> list[
         ["score", "--model", model, "--out", folders.scores, labels / SPLIT],
         ["evaluate", "--scores", folders.scores, "--labels", labels, "--out", folders.evaluation],
         ["shortcuts", "--model", model, "--shards", labels, "--out", folders.shortcuts],
+        [
+            *("explain", "--run", run, "--method", "lrp,gradcam", "--shards", labels),
+            *("--split", SPLIT, "--out", folders.explain),
+        ],
         ["features", "--run", run, "--shards", labels, "--out", folders.features],
         ["faithfulness", "--run", run, "--shards", labels, "--out", folders.faithfulness],
         ["report", "--run", run],

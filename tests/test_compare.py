@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from shards.console import UserError
@@ -61,14 +60,17 @@ def runs(tmp_path) -> tuple[Path, ...]:
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> Iterator[list]:
-    """The figures, which are closed at the end instead of at once."""
-    figures: list = []
-    close = plt.close
-    monkeypatch.setattr(plt, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that were saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def saved(figure: Figure, *words, **options) -> None:
+        figures.append(figure)
+        save(figure, *words, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    return figures
 
 
 def test_rows_are_the_phases_with_their_cost(runs):

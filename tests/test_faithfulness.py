@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from torchvision.models import DenseNet
+from tiny_run import small_densenet, stand_in
 
 from serve.explain.faithfulness import (
     CELLS,
@@ -94,19 +92,7 @@ def test_area_and_likeness():
 @pytest.fixture
 def trained(monkeypatch):
     """A small network with ChestX-ray14's labels stands for a run's."""
-    torch.manual_seed(0)
-    net = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=15).eval()
-    spec = SimpleNamespace(
-        labels=CHESTXRAY14.names,
-        exclusive=False,
-        size=32,
-        shorter_side=None,
-        output="sigmoid",
-        stage="chestxray14",
-        weights_sha256="0" * 64,
-        synthetic=True,
-    )
-    monkeypatch.setattr("train.runs.load_run_model", lambda run, stage: (net, spec))
+    stand_in(monkeypatch, small_densenet(15), labels=CHESTXRAY14.names, exclusive=False)
 
 
 def test_the_command_measures_every_method_and_chance(trained, tiny_shards, tmp_path, capsys):

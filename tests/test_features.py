@@ -3,13 +3,12 @@
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny_run import LABELS, small_densenet, stand_in
 from torch.nn import functional as F
-from torchvision.models import DenseNet
 
 from serve.explain.features import at_most, fade, self_organising_map, standardise, tsne
 from serve.explain.features_command import FeaturesConfig, class_numbers, features
@@ -71,8 +70,7 @@ def test_the_map_gives_clusters_cells_of_their_own():
 
 
 def test_feature_vectors_are_what_the_output_layer_reads():
-    torch.manual_seed(0)
-    net = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=3).eval()
+    net = small_densenet()
     images = torch.randn(2, 3, 48, 48)
     found = feature_vectors(split(net), images)
     with torch.no_grad():
@@ -83,24 +81,12 @@ def test_feature_vectors_are_what_the_output_layer_reads():
 
 
 def test_the_command_writes_points_cells_and_pictures(tiny_shards, tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    net = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=3).eval()
-    labels = ("Normal", "Viral Pneumonia", "COVID-19")
-    spec = SimpleNamespace(
-        labels=labels,
-        exclusive=True,
-        size=32,
-        shorter_side=None,
-        output="sigmoid",
-        stage="covid",
-        synthetic=True,
-    )
-    monkeypatch.setattr("train.runs.load_run_model", lambda run, stage: (net, spec))
+    stand_in(monkeypatch, small_densenet())
     folder, out = tiny_shards / "covid-radiography", tmp_path / "out"
     path = features(FeaturesConfig(Path("run"), folder, out, split="train", per_class=4))
     told = json.loads(path.read_bytes())
     assert len(told["points"]) == 12
-    assert set(told["classes"]) == set(labels)
+    assert set(told["classes"]) == set(LABELS)
     assert sum(cell["count"] for cell in told["cells"]) == 12
     assert sum(cell["share"] for cell in told["cells"]) == pytest.approx(1)
     with (out / "features.csv").open() as file:

@@ -1,12 +1,13 @@
 """Grad-CAM against CAM and against plain loops; overlays; the explain command."""
 
 import json
+import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny_run import stand_in
 from torch.nn import functional as F
 from torchvision.models import DenseNet
 
@@ -15,6 +16,7 @@ from serve.explain.gradcam import Cam, GradCam
 from serve.explain.overlay import colour, encode, overlay, strip
 from serve.explain.subjects import Where, from_files, parse_where
 from serve.predictions import read_label_table
+from serve.score_inputs import find_archives
 from shards.codec import decode_grey
 from shards.codec import encode as encode_grey
 from shards.console import RunFailed, UserError
@@ -174,18 +176,7 @@ def files(tmp_path):
 @pytest.fixture
 def trained(model, monkeypatch):
     """What stands for a run folder: the small network, with names for its outputs."""
-    labels = ("Normal", "Viral Pneumonia", "COVID-19")
-    spec = SimpleNamespace(
-        labels=labels,
-        exclusive=True,
-        size=64,
-        shorter_side=None,
-        output="sigmoid",
-        stage="covid",
-        weights_sha256="0" * 64,
-        synthetic=True,
-    )
-    monkeypatch.setattr("train.runs.load_run_model", lambda run, stage: (model, spec))
+    stand_in(monkeypatch, model, size=64)
 
 
 def run_explain(images, out, **settings):
@@ -240,6 +231,37 @@ def test_explain_takes_rows_of_a_score_file(trained, tiny_shards, tmp_path):
         run_explain((), tmp_path / "d", split="tes", shards=folder)
 
 
+def test_explain_takes_the_positives_of_scored_archives(files, trained, tmp_path, capsys):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("a.png", "b b.png", "broken.png"):
+            tar.add(files / name, f"sub/{name}")
+    keys = [entry.key for entry in find_archives([archive])[0].entries()]
+    scores = tmp_path / "scores.csv"
+    rows = [f"{key},{value},{1 - value},0" for key, value in zip(keys, (0.9, 0.2, 0.8))]
+    head = "key,Normal,Viral Pneumonia,COVID-19"
+    scores.write_text("\n".join([head, *rows[:2], "gone,1,0,0"]) + "\n")
+    settings = {"scores": scores, "where": "predicted=Normal", "precision": "fp32"}
+    with pytest.raises(RunFailed, match="1 of 2 images"):
+        run_explain((archive,), tmp_path / "a", **settings)
+    assert "1 of the chosen images are in none of these archives: gone" in capsys.readouterr().err
+    told = json.loads((tmp_path / "a" / "explanations.json").read_bytes())
+    assert [item["key"] for item in told["items"]] == keys[:1]
+    scores.write_text("\n".join([head, *rows]) + "\n")
+    with pytest.raises(RunFailed, match="1 of 2 images"):  # the broken one
+        run_explain((archive,), tmp_path / "b", **settings)
+    viral = run_explain(
+        (archive,), tmp_path / "c", **settings | {"where": "predicted=Viral Pneumonia"}
+    )
+    assert [item["key"] for item in viral["items"]] == keys[1:2]
+    for where, message in (("error", "need the truth"), ("predicted=COVID-19", "no row of")):
+        with pytest.raises(UserError, match=message):
+            run_explain((archive,), tmp_path / "d", **settings | {"where": where})
+    scores.write_text("\n".join([head, rows[0], rows[0]]) + "\n")
+    with pytest.raises(UserError, match="stands twice"):
+        run_explain((archive,), tmp_path / "d", **settings)
+
+
 def test_a_dicom_files_name_is_no_key(tmp_path):
     path = tmp_path / "DOE^JANE.dcm"
     path.write_bytes(b"\0" * 128 + b"DICM")
@@ -276,7 +298,7 @@ def test_explain_does_the_others_and_fails_when_an_image_is_broken(
     [
         ({"method": "gradcam,magic"}, "no method 'magic'; there are: lrp, gradcam, cam"),
         ({"method": "cam", "limit": 0}, "--limit is 0"),
-        ({"where": "error"}, "choose among the images of --shards"),
+        ({"where": "error"}, "chooses among the images of --scores or --shards"),
         ({"shards": Path("x")}, "take one of them"),
         ({"label": "Covid"}, "no label 'Covid' .* Normal, Viral Pneumonia, COVID-19"),
         ({"images": ()}, "no image named"),

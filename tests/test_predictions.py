@@ -1,5 +1,7 @@
 """Scores and labels are read strictly, and brought together by key without losing count."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -206,3 +208,37 @@ def test_join_takes_exclusive_and_synthetic_from_whoever_knows():
     assert not join(scores("x", exclusive=True), truth("x", names=("a",))).exclusive
     assert join(scores("x"), truth("x", synthetic=True)).synthetic
     assert not join(scores("x"), truth("x")).synthetic
+
+
+def test_a_class_that_the_truth_never_names_is_one_that_no_image_has():
+    """An external set without one of a network's classes: a call of that class is a wrong one."""
+    values = np.array([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]])
+    rows = np.array([[1, 0, 0], [0, 1, 0], [-1, -1, -1], [0, 0, 1]], np.int8)
+    other = replace(truth("wxyz", ("a", "c", "d"), rows), exclusive=True)
+    for known in ({"exclusive": True}, {}):  # a folder of scores; a table whose rows add up to 1
+        found = join(scores("wxyz", ("a", "b", "c"), values, **known), other)
+        assert (found.exclusive, found.labels) == (True, ("a", "b", "c"))
+        assert found.targets.tolist() == [[1, 0, 0], [0, 0, 1], [-1, -1, -1], [0, 0, 0]]
+        assert (found.labels_without_truth, found.labels_without_scores) == ((), ("d",))
+    for predictions, labels, told in (
+        (scores("wxyz", ("a", "b", "c"), values / 2), other, None),  # they do not add up
+        (scores("wxyz", ("a", "b", "c"), values), truth("wxyz", ("a", "c", "d"), rows), None),
+        (scores("wxyz", ("a", "b", "c"), values, exclusive=True), other, False),
+    ):
+        found = join(predictions, labels, told)
+        assert (found.exclusive, found.labels) == (False, ("a", "c"))
+    assert join(scores("wxyz", ("a", "b", "c"), values / 2), other, True).labels == ("a", "b", "c")
+
+
+def test_one_probability_beside_named_classes_keeps_the_negatives(tmp_path):
+    """`COVID` against `COVID` or `Normal` in a column `label`: no class is called by its rank."""
+    table = write(tmp_path / "labels.csv", "key,label\nx,COVID\ny,Normal\n")
+    found = join(scores("xy", ("COVID",), np.array([[0.9], [0.8]])), read_label_table(table))
+    assert not found.exclusive
+    assert found.targets.tolist() == [[1], [0]]
+
+
+def test_a_single_named_class_excludes_the_scores_others(tmp_path):
+    table = write(tmp_path / "labels.csv", "key,label\nx,a\ny,a\n")
+    found = join(scores("xy"), read_label_table(table))
+    assert (found.exclusive, found.targets.tolist()) == (True, [[1, 0], [1, 0]])

@@ -26,7 +26,7 @@ from serve.gallery import Gallery, Picture
 from serve.report import ReportConfig, write_report
 from serve.report_charts import embed
 from serve.report_maps import image_webp, to_layer
-from serve.report_page import FOLDER, interval, level, percent, policy, signed
+from serve.report_page import FOLDER, interval, level, percent, policy, signed, stacked
 from shards.console import UserError
 
 
@@ -132,13 +132,19 @@ def test_everything_there_is_told_in_words_too(run):
         "Sensitivity and specificity at set thresholds",
         "The 12 features",
         "50.0 % (10.0 to 90.0)",  # pointing game
-        "+0.500 (+0.250 to +0.750)",  # a pasted word
+        "+0.5000 (+0.2500 to +0.7500)",  # a pasted word
         "By view",
         "ECE",
         "With the lungs black",
         "Left out: source: one data set only",
+        "of F1, average precision and the means the bootstrap's over 30 images",
+        "The same with the bootstrap's intervals",
     ):
         assert expected in page.text, expected
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    drawn = [metrics["bootstrap"]["mean"][name] for name in ("f1", "average_precision")]
+    drawn += [one["f1"] for one in metrics["bootstrap"]["classes"]]
+    assert [one for one in drawn if interval(one, "area") not in page.text] == []
     charts = {one.get("data-chart") for one in page.attributes("figure")}
     assert {"roc", "pr", "calibration", "deletion", "insertion", "tsne", "som"} <= charts
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
@@ -258,6 +264,10 @@ def test_what_is_no_run_or_no_page_is_refused(run, tmp_path):
         ("shortcuts/shortcuts.json", "[", "is damaged"),
         ("shortcuts/shortcuts.json", "[1]", "a list where an object belongs"),
         ("settings.json", '{"shards": "nowhere"}', "'config'"),
+        ("settings.json", '{"shards": "nowhere", "config": {"stages": []}}', "lacks a field"),
+        ("settings.json", '{"shards": "x", "config": {"stages": [{"dataset": {}}]}}', "lacks"),
+        ("metrics.jsonl", '{"stage": "covid"}\n', "lacks a field"),
+        ("metrics.jsonl", "[1]\n", "lacks a field"),
     ],
 )
 def test_damaged_and_other_files_are_named_not_a_traceback(run, name, content, message):
@@ -298,12 +308,26 @@ def test_the_pages_parts_are_installed_with_the_package():
     assert [name for name in parts if not any(fnmatch(name, p) for p in patterns)] == []
 
 
+def test_a_temperature_that_could_not_be_fitted_is_told_so(run):
+    evaluate_run(run, scored(30))
+    assert "No temperature: python -m serve" in Page(write_report(ReportConfig((run,)))).text
+    path = run / "evaluation" / "metrics.json"
+    found = json.loads(path.read_text())
+    said = "no temperature: the validation scores do not tell one"
+    path.write_text(json.dumps(found | {"omitted": [said]}))
+    text = Page(write_report(ReportConfig((run,)))).text
+    assert f"There is {said}." in text
+    assert "No temperature: python -m serve" not in text
+
+
 def test_numbers_as_text():
     assert percent(None) == "–"
     assert interval(None) == "–"
     assert interval({"value": 0.5, "low": 0.25, "high": 0.75}) == "50.0 % (25.0 to 75.0)"
     assert interval({"value": 1.0, "low": None, "high": None}, "area") == "1.000"
     assert signed({"value": -0.5, "low": None, "high": None}) == "-0.500"
+    assert stacked("50.0 % (25.0 to 75.0)") == "50.0 % <small>(25.0 to 75.0)</small>"
+    assert stacked("<b>") == "&lt;b&gt;"
     assert [level(count, 8) for count in (0, 4, 8)] == [0, 5, 10]
     assert level(0, 0) == 0
 

@@ -283,3 +283,13 @@ def test_without_scripts_the_numbers_stand_there(browser, report):
     assert opened.locator("noscript").count() == 1
     assert not opened.locator(".filters").first.is_visible()
     context.close()
+
+
+def test_paper_has_the_tables_that_the_screen_folds_away(page):
+    height = (
+        """() => document.querySelector("#thresholds details").getBoundingClientRect().height"""
+    )
+    folded = page.evaluate(height)
+    page.emulate_media(media="print")
+    assert page.evaluate(height) > 5 * folded
+    assert not page.locator("nav").is_visible()

@@ -1,12 +1,12 @@
 """The report's gallery: which images, whose maps, and how large the pictures are."""
 
 import json
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from report_runs import LABELS, make_dataset, make_run, write_json
+from tiny_run import small_densenet, stand_in
 
 from ingest.radiograph import draw
 from serve import report_run
@@ -52,7 +52,9 @@ def test_choose_takes_wrong_calls_first_then_each_label_in_turn():
     assert choose(truth, probabilities, 2).tolist() == [5, 0]
     explained = np.isin(np.arange(8), [1, 7])
     assert choose_with(truth, probabilities, explained, 5).tolist() == [5, 1, 7, 0, 3]
-    assert choose_with(truth, probabilities, explained, 1).tolist() == [1]
+    # Of more than fit, those that would be chosen without maps.
+    assert choose_with(truth, probabilities, np.ones(8, bool), 6).tolist() == [5, 1, 0, 3, 6, 2]
+    assert choose_with(truth, probabilities, np.arange(8) > 2, 3).tolist() == [5, 3, 6]
     assert choose_with(truth, probabilities, np.zeros(8, bool), 2).tolist() == [5, 0]
 
 
@@ -72,16 +74,8 @@ def test_read_images_by_key_from_several_shards(dataset):
 
 
 def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypatch):
-    import torch
-    from torchvision.models import DenseNet
-
     folder, _ = dataset
-    torch.manual_seed(0)
-    model = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=3).eval()
-    spec = SimpleNamespace(
-        labels=LABELS, exclusive=True, size=64, output="sigmoid", weights_sha256="w"
-    )
-    monkeypatch.setattr("train.runs.load_run_model", lambda run, stage: (model, spec))
+    stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
     truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
     probabilities = np.where(truth == 1, 0.8, 0.1)
     probabilities[4] = (0.9, 0.1, 0.1)
@@ -101,9 +95,26 @@ def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypa
     assert decode(found.pictures[0].image).shape[:2] == (64, 64)
 
 
-def explain(folder, key, weights="w", map_name="one.npy", heat=None):
+def test_a_stored_grad_cam_of_the_call_is_not_made_again(dataset, tmp_path, monkeypatch):
+    folder, _ = dataset
+    stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
+    truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
+    joined = join_arrays(truth, np.where(truth == 1, 0.8, 0.1))
+    heat = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    kept = {}
+    for label in (LABELS[2], LABELS[0]):  # of image-5's call, and of another label
+        explain(tmp_path, "image-5", heat=heat, method="gradcam", label=label)
+        found = make_gallery(folder, folder, "test", joined, 6, tmp_path)
+        assert [len(one.layers) for one in found.pictures] == [1] * 6
+        kept[label] = next(one for one in found.pictures if one.key == "image-5").layers[0]
+    assert kept[LABELS[2]] == to_layer("gradcam", LABELS[2], heat)
+    assert kept[LABELS[0]].label == LABELS[2]
+    assert kept[LABELS[0]].webp != kept[LABELS[2]].webp
+
+
+def explain(folder, key, weights="w", map_name="one.npy", heat=None, method="lrp", label="Normal"):
     """What serve explain leaves."""
-    item = {"key": key, "method": "lrp", "label": "Normal", "map": map_name}
+    item = {"key": key, "method": method, "label": label, "map": map_name}
     write_json(folder / NAME, {"weights_sha256": weights, "items": [item]})
     np.save(folder / "one.npy", np.ones((64, 64), np.float32) if heat is None else heat)
 

@@ -4,6 +4,8 @@ Run: python -m serve explain --run RUN --method lrp --out DIR IMAGE...
      python -m serve explain --run RUN --method lrp,gradcam --out DIR --shards DIR --split test
      python -m serve explain --run RUN --method lrp --out DIR --shards DIR --scores DIR \
          --where true=COVID-19,error
+     python -m serve explain --run RUN --method lrp --out DIR --scores DIR \
+         --where predicted=COVID-19 ARCHIVE...
 
 `DIR/<key>-<method>-<label>.png` (image, map, overlay side by side), `-overlay.png`, `.npy` ((S, S)
 float32) and `DIR/explanations.json`, which lists them.
@@ -22,7 +24,15 @@ import tyro
 
 from serve.decode import DecodePool, Task
 from serve.explain.overlay import encode, overlay, strip
-from serve.explain.subjects import Subject, choose_keys, from_files, from_shards, parse_where
+from serve.explain.subjects import (
+    Subject,
+    choose_keys,
+    choose_scored,
+    from_archives,
+    from_files,
+    from_shards,
+    parse_where,
+)
 from shards.console import RunFailed, UserError, progress, warn
 from shards.labels import Vocabulary
 from shards.writer import write_atomic
@@ -51,7 +61,8 @@ class ExplainConfig:
     out: Path
     """Folder for the pictures (.png), the maps (.npy) and explanations.json."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Image files (PNG, JPEG, JPEG 2000, TIFF, ...); or give --shards."""
+    """Image files (PNG, JPEG, JPEG 2000, TIFF, ...), or, with --scores, the archives that were
+    scored; or give --shards."""
     method: str = "gradcam"
     """How to explain: lrp, gradcam, cam, occlusion, occlusion-drop; several joined by commas."""
     label: str | None = None
@@ -63,10 +74,11 @@ class ExplainConfig:
     split: str = "test"
     """Which split of the shards."""
     scores: Path | None = None
-    """Scores of the shards' images (a folder of serve score, or a CSV or Parquet file), for --where
-    to choose by."""
+    """Scores of the images of the shards or archives (a folder of serve score, or a CSV or Parquet
+    file), for --where to choose by."""
     where: str = ""
-    """Which images of the shards: true=LABEL, predicted=LABEL, error, joined by commas."""
+    """Which images: true=LABEL, predicted=LABEL, error, joined by commas; without shards only
+    predicted=LABEL."""
     limit: int | None = None
     """At most this many images."""
     precision: str = "auto"
@@ -124,8 +136,9 @@ def explain(config: ExplainConfig) -> None:
                     _tell(subject, item, explained.maps[i], config.out)
             advance(len(batch))
     write_atomic(config.out / "explanations.json", _summary(config, ready, items, failed))
-    if failed:
-        raise RunFailed(f"{len(failed)} of {total} images could not be read (see above)")
+    left = total - len(items) // len(methods)
+    if left:
+        raise RunFailed(f"{left} of {total} images could not be read (see above)")
 
 
 def load(run: Path, stage: str | None, methods: Sequence[str], precision: str) -> Explaining:
@@ -182,10 +195,11 @@ def _subjects(config: ExplainConfig) -> tuple[Iterator[Subject], int]:
     if config.shards is None:
         if not config.images:
             raise UserError("no image named; name one or more image files, or --shards DIR")
-        if config.scores is not None or config.where:
-            raise UserError(
-                "--scores and --where choose among the images of --shards; name that too"
-            )
+        if config.scores is not None:
+            keys = choose_scored(config.scores, where, config.limit)
+            return from_archives(config.images, keys), len(keys)
+        if config.where:
+            raise UserError("--where chooses among the images of --scores or --shards; name them")
         paths = config.images[: config.limit]
         return from_files(paths), len(paths)
     if config.images:

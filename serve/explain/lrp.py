@@ -3,9 +3,10 @@
 iNNvestigate's "LRP-PresetAFlat": dense layers epsilon 0.1; convolutions alpha 1, beta 0; Flat at
 the input; batch norm as part of the linear layer beside it; average pooling and addition by the Z
 rule; ReLU passes relevance on; concatenation and max pooling follow the gradient. Relevance starts
-from the logit. Two decisions of ours: biases get no relevance (in the original they take theirs
-along, and what is left for the image does not add up to the logit), and the network is brought into
-canonical form first (serve/explain/canonise.py).
+from the logit. Three decisions of ours: biases get no relevance (in the original they take theirs
+along, and what is left for the image does not add up to the logit); what epsilon keeps of one sum
+goes to the others (serve/explain/rules.py); and the network is brought into canonical form first
+(serve/explain/canonise.py).
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 from zennit.core import Composite, Hook
-from zennit.rules import Epsilon, Flat, Norm
+from zennit.rules import Flat, Norm
 
 from serve.explain.canonise import POOLS, Add, Affine, Clamp, Concat, canonical
-from serve.explain.rules import Arithmetic, Output, PassThrough, Plus, Sum
+from serve.explain.rules import Arithmetic, Dense, Output, PassThrough, Plus, Sum
 from train.models import UnitInput
 
 EPSILON = 0.1
@@ -79,7 +80,7 @@ def preset(network: fx.GraphModule, epsilon: float, dtype: torch.dtype) -> Compo
         if isinstance(module, nn.Conv2d):
             return Plus(arithmetic[module])
         if isinstance(module, nn.Linear):
-            return Output() if module is layers[-1] else Epsilon(epsilon, zero_params="bias")
+            return Output() if module is layers[-1] else Dense(epsilon)
         if isinstance(module, nn.ReLU | Clamp | Affine | UnitInput):
             return PassThrough()
         if isinstance(module, Add):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 STABILIZER = 1e-6  # zennit's
+_ROUNDING = 2**-8  # of bf16's values: what is lost beyond it was not lost by rounding
 
 
 class Replacement(Hook):
@@ -81,19 +82,39 @@ class _PlusFunction(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, conv: nn.Conv2d, rule: Plus) -> Tensor:
         x = x.to(rule.arithmetic.dtype)
-        ctx.save_for_backward(x)
+        y = _convolve(x, rule.weight, conv, rule.bias)
         ctx.conv, ctx.rule = conv, rule
-        return _convolve(x, rule.weight, conv, rule.bias).float()
+        signs: tuple[Tensor, ...] = ()
+        if rule.arithmetic.by_sign:  # of the products' sums, without the bias
+            signs = (y > (0 if rule.bias is None else rule.bias[:, None, None]),)
+        ctx.save_for_backward(x, *signs)
+        return y.float()
 
     @staticmethod
     def backward(ctx: Any, *upper: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
+        x, *signs = ctx.saved_tensors
         conv, rule = ctx.conv, ctx.rule
-        if not rule.arithmetic.by_sign:
-            return _share_out(upper[0], x, rule, conv), None, None
-        above = _convolve(x, rule.weight, conv) > 0
-        speaking = _share_out(upper[0] * above, x, rule, conv)
-        return speaking + _share_out(upper[0] * ~above, x, rule, conv, against=True), None, None
+        if rule.arithmetic.by_sign:
+            (above,) = signs
+            relevance = _share_out(upper[0] * above, x, rule, conv)
+            relevance += _share_out(upper[0] * ~above, x, rule, conv, against=True)
+        else:
+            relevance = _share_out(upper[0], x, rule, conv)
+        rounded = rule.arithmetic.dtype != torch.float32
+        return _made_whole(relevance, upper[0]) if rounded else relevance, None, None
+
+
+def _made_whole(relevance: Tensor, upper: Tensor) -> Tensor:
+    """Give back what rounding took (or take what it gave), in proportion to |relevance|.
+
+    It is 2e-5 to 1e-4 of |relevance|; but at the last convolutions, where relevance for and against
+    the class nearly cancels, |relevance| is up to a hundred times the logit.
+    """
+    places = (1, 2, 3)
+    missing = upper.sum(places, keepdim=True) - relevance.sum(places, keepdim=True)
+    size = relevance.abs()
+    share = missing / (size.sum(places, keepdim=True) + STABILIZER**2)
+    return relevance.addcmul_(size, share.clamp(-_ROUNDING, _ROUNDING))
 
 
 def _share_out(
@@ -167,6 +188,50 @@ class _SumFunction(Function):
         one, other = ctx.saved_tensors
         share = upper[0] / _stable(one + other)
         return one * share, other * share
+
+
+class Dense(Replacement):
+    """Epsilon for a dense layer between others: each of its sums z hands on the share
+    |z| / (|z| + epsilon) of its relevance, so that weak ones say less.
+
+    In zennit the rest is lost: up to half of a logit in the heads of VGG and of Soares. Here it
+    goes to the other sums whose relevance has the same sign, so that none is.
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def copy(self) -> "Dense":
+        return Dense(self.epsilon)
+
+    def run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        return _DenseFunction.apply(inputs[0], module, self.epsilon)
+
+
+class _DenseFunction(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: nn.Linear, epsilon: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.linear, ctx.epsilon = linear, epsilon
+        return F.linear(x, linear.weight, linear.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *upper: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        z = F.linear(x, ctx.linear.weight)
+        share = upper[0] / (z + torch.where(z >= 0, ctx.epsilon, -ctx.epsilon))
+        handed = share * z  # of the sign of upper
+        for_it, against = (_growth(sign * upper[0], sign * handed) for sign in (1, -1))
+        share *= torch.where(upper[0] > 0, for_it, against)
+        return x * (share @ ctx.linear.weight), None, None
+
+
+def _growth(whole: Tensor, part: Tensor) -> Tensor:
+    """(N, F) -> (N, 1): the sum of what is above 0 in `whole` over that in `part`; 1 where nothing
+    is."""
+    total, left = (values.clamp(min=0).sum(1, keepdim=True) for values in (whole, part))
+    return torch.where(left > 0, total / left, torch.ones_like(left))
 
 
 class Output(Replacement):

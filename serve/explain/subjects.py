@@ -1,25 +1,30 @@
-"""What is to be explained: image files, samples of shards, or chosen rows of a score file.
+"""What is to be explained: image files, samples of shards, or chosen rows of a score file, whose
+images lie in shards or in the archives that were scored.
 
 Every image comes as its encoded bytes; workers decode it (serve/decode.py). Keys come from file
 names as in shards; a DICOM file's name may hold a patient's, so its key is made of its bytes.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from serve.archives import Archive
+from serve.judged import calls
 from serve.predictions import join, read_label_table, read_predictions
-from shards.console import UserError
+from serve.score_inputs import find_archives
+from serve.units import archive_chunks
+from shards.console import UserError, warn
 from shards.labels import NO, YES
 from shards.manifest import Manifest, check_shards, load_manifest, shard_path
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION, Box, SampleMeta, make_key
 
 MAX_FILE_BYTES = 512 * 2**20
-_CALLED_FROM = 0.5  # as serve score: of labels that do not exclude each other, those from one half
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,25 @@ def _key_of_file(path: Path) -> str:
         return f"dicom-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
+def from_archives(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[Subject]:
+    """The images of these keys in archives and folders, which are read as serve score reads them.
+    A warning counts the keys that none of them has. UserError when a path is missing."""
+    archives = find_archives(paths)
+    return _archived(archives, set(keys))
+
+
+def _archived(archives: Sequence[Archive], wanted: set[str]) -> Iterator[Subject]:
+    for archive in archives:
+        for chunk in archive_chunks(archive, lambda unit: False, None):
+            for one in chunk.inputs:
+                if one.key in wanted and one.data is not None:
+                    wanted.remove(one.key)
+                    yield Subject(one.key, one.member, one.data)
+            if not wanted:
+                return
+    warn(f"{len(wanted)} of the chosen images are in none of these archives: {min(wanted)}, ...")
+
+
 def from_shards(folder: Path, split: str, keys: Sequence[str] | None = None) -> Iterator[Subject]:
     """A split's samples in its order, or those of these keys. UserError when there is no such
     split, or when the shards do not match their manifest."""
@@ -139,6 +163,26 @@ def _samples(
                 )
 
 
+def choose_scored(scores: Path, where: Where, limit: int | None) -> list[str]:
+    """The keys of a score file's rows that were called --where's label, at most `limit`, in the
+    order of the file. UserError when nothing is left, or when the truth would have to be known."""
+    if where.true is not None or where.error:
+        raise UserError("--where true=... and error need the truth: name --shards")
+    found = read_predictions(scores)
+    chosen = np.array([error is None for error in found.errors], bool)
+    if where.predicted is not None:
+        exclusive = found.adds_up if found.exclusive is None else found.exclusive
+        called = calls(found.probabilities, exclusive and len(found.labels) > 1)
+        chosen &= called[:, _index(found.labels, where.predicted, "predicted")]
+    keys = [key for key, take in zip(found.keys, chosen) if take][:limit]
+    if not keys:
+        raise UserError(f"no row of {scores} is what --where asks for: {where}")
+    if len(set(keys)) < len(keys):
+        repeated = next(key for key, count in Counter(keys).items() if count > 1)
+        raise UserError(f"the key {repeated} stands twice in {scores}; score the archives apart")
+    return keys
+
+
 def choose_keys(
     folder: Path, split: str, scores: Path | None, where: Where, limit: int | None
 ) -> list[str]:
@@ -155,7 +199,7 @@ def choose_keys(
     else:
         joined = join(read_predictions(scores), truth)
         keys, names, targets = joined.keys, joined.labels, joined.targets
-        called = _calls(joined.probabilities, joined.exclusive)
+        called = calls(joined.probabilities, joined.exclusive)
         chosen = ~np.isnan(joined.probabilities).any(axis=1)
         if where.predicted is not None:
             chosen &= called[:, _index(names, where.predicted, "predicted")]
@@ -173,14 +217,6 @@ def _index(names: Sequence[str], label: str, term: str) -> int:
     if label not in names:
         raise UserError(f"--where {term}={label}: no such label; there are: {', '.join(names)}")
     return list(names).index(label)
-
-
-def _calls(probabilities: np.ndarray, exclusive: bool) -> np.ndarray:
-    """(N, L) -> (N, L) bool: which labels are called."""
-    if not exclusive or probabilities.shape[1] == 1:
-        return probabilities >= _CALLED_FROM
-    filled = np.nan_to_num(probabilities, nan=-1.0)
-    return np.arange(filled.shape[1]) == filled.argmax(1)[:, None]
 
 
 def _wrong(called: np.ndarray, targets: np.ndarray, exclusive: bool) -> np.ndarray:
