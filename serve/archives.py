@@ -27,6 +27,7 @@ from serve.entries import (
     Entry,
     Member,
     guarded,
+    is_archive_name,
     is_input,
     label,
     make_entry,
@@ -39,7 +40,6 @@ from serve.zips import zip_members
 from shards.console import RunFailed
 from shards.remote import RemotePath, is_remote
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 MAX_DEPTH = 3  # archives around an image
 
 Kind = Literal["tar", "compressed tar", "zip", "folder", "files"]
@@ -63,12 +63,19 @@ class Identity:
 @dataclass
 class Archive:
     """files: of the kind `files`, image files that were named one by one, by a glob or in a list.
+    alias: what it is called instead of by its name, which nobody gave and may be a patient's.
     skipped: reason -> members left out so far (`links`: links and devices; `other files`)."""
 
     path: Path
     kind: Kind
     files: tuple[Path, ...] = ()
+    alias: Path | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def called(self) -> Path:
+        """The path to write into rows, files and messages."""
+        return self.alias or self.path
 
     def entries(self) -> Iterator[Entry]:
         """The inputs, in a fixed order. ArchiveDamaged when the rest cannot be read."""
@@ -112,25 +119,28 @@ def identify(archive: Archive) -> Identity:
         files = tuple(fresh(file) for file in archive.files)
         for name, file, is_link in Archive(path, archive.kind, files).named_files():
             if not is_link:
-                found = _stat(file)
+                found = _stat(file, archive)
                 total += found.st_size
                 text = f"{label(name)}\0{found.st_size}{getattr(found, 'version', '')}\n"
                 digest.update(text.encode())
-        return Identity(place_of(path), total, digest.hexdigest())
-    found = _stat(path)
+        return Identity(place_of(archive.called), total, digest.hexdigest())
+    found = _stat(path, archive)
     with path.open("rb") as stream:
         digest.update(stream.read(_MIB))
         stream.seek(max(0, found.st_size - _MIB))
         digest.update(stream.read(_MIB))
     digest.update(getattr(found, "version", "").encode())
-    return Identity(place_of(path), found.st_size, digest.hexdigest())
+    return Identity(place_of(archive.called), found.st_size, digest.hexdigest())
 
 
-def _stat(path: Path) -> Any:
+def _stat(path: Path, archive: Archive) -> Any:
     try:
         return path.stat()
     except FileNotFoundError:
-        raise RunFailed(f"{path} is gone; bring it back, and the same command goes on") from None
+        part = "" if path == archive.path else "a file of "
+        raise RunFailed(
+            f"{part}{archive.called} is gone; bring it back, and the same command goes on"
+        ) from None
 
 
 def fresh(path: Path) -> Path:
@@ -144,10 +154,6 @@ def fresh(path: Path) -> Path:
 def place_of(path: Path) -> str:
     """The absolute path, or the URL without its query."""
     return str(path) if is_remote(path) else str(path.resolve())
-
-
-def is_archive_name(name: str) -> bool:
-    return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def kind_of(head: bytes, name: str) -> Kind | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -71,6 +72,13 @@ def decode_any(data: bytes) -> np.ndarray:
     return decode_doubtful(data)
 
 
+def start_workers() -> None:
+    """Begin to start the process that every pool's workers are forked from; it imports this module
+    (0.5 s) while the caller goes on."""
+    forkserver.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+
+
 class DecodePool:
     """Worker processes for one size of image. Use as a context manager."""
 
@@ -81,16 +89,14 @@ class DecodePool:
         size: int,
         decode: Decode = decode_images,
         *,
-        nice: int = 0,
         seconds: float = SECONDS,
     ) -> None:
-        """nice: how far the workers stand back for other processes, 0 to 19; seconds: that one
-        image may take."""
+        """seconds: that one image may take."""
         self.seconds = seconds
-        self.workers, self.decode, self.nice = workers, decode, nice
+        self.workers, self.decode = workers, decode
         self.shorter_side, self.size = shorter_side, size
+        start_workers()
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
         self._pool = self._start(workers)
 
     def __enter__(self) -> "DecodePool":
@@ -124,9 +130,7 @@ class DecodePool:
             yield task.tag, decoded
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(
-            workers, mp_context=self._context, initializer=_begin_worker, initargs=(self.nice,)
-        )
+        pool = ProcessPoolExecutor(workers, mp_context=self._context, initializer=_begin_worker)
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
@@ -188,8 +192,7 @@ def _finished(decoded: Decoded) -> "Future[Decoded]":
     return future
 
 
-def _begin_worker(nice: int) -> None:
-    os.nice(nice)
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     cv2.setNumThreads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()

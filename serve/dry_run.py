@@ -60,7 +60,7 @@ def dry_run(archives: list[Archive], network: Network, workers: int, limit: int 
                     advance()
             except ArchiveDamaged as error:
                 inputs += 1  # the row for the rest
-                damaged.append(f"{archive.path}: {error}")
+                damaged.append(f"{archive.called}: {error}")
     total = sum(identify(archive).bytes for archive in archives)
     speed = _calibrate(archives, network, workers)
     return DryRun(len(archives), inputs, total, speed, tuple(damaged))
@@ -84,10 +84,11 @@ def _calibrate(archives: list[Archive], network: Network, workers: int) -> float
         return None
     network.score(sound[: network.batch])
     began = time.perf_counter()
-    batches = range(0, len(sound), network.batch)
-    for start in batches:
-        network.score(sound[start : start + network.batch])
-    scoring = (time.perf_counter() - began) / (len(batches) * network.batch)
+    starts = range(0, len(sound), network.batch)
+    batches = [network.submit(sound[start : start + network.batch]) for start in starts]
+    for batch in batches:
+        batch.result()
+    scoring = (time.perf_counter() - began) / len(sound)
     together = decoding + scoring if network.provider == "cpu" else max(decoding, scoring)
     return 1 / together
 

@@ -5,6 +5,7 @@ import errno
 import gzip
 import hashlib
 import lzma
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from typing import BinaryIO, TypeVar, cast
 from shards.console import RunFailed, UserError
 from shards.sample import make_key
 
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 MAX_MEMBER_BYTES = 256 << 20
 # Deflate reaches 1032:1 on zeros; archives of radiographs stay near 1:1.
 MAX_EXPANSION = 100
@@ -90,6 +92,11 @@ def is_input(name: str) -> bool:
     return not (hidden or "__MACOSX" in path.parts or path.suffix.lower() in OTHER_SUFFIXES)
 
 
+def is_archive_name(name: str) -> bool:
+    """By its extension."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
 def label(name: str) -> str:
     """A name as text that is valid UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
@@ -105,12 +112,12 @@ def row_names(entry: Entry, data: bytes | None, number: int) -> tuple[str, str]:
 
     A DICOM file is called by the SHA-256 of its bytes, by which its owner finds it again. So is
     what may be one, damaged; without any bytes it is called by its number in the archive, from 1
-    on. Other images keep their names.
+    on, and so is an archive in the archive that cannot be read. Other images keep their names.
     """
     suffix = PurePosixPath(entry.name).suffix.lower()
     may_be = suffix in _DICOM_SUFFIXES or suffix[1:].isdigit()  # UIDs end in .number
     if data is None:
-        name = f"input-{number}" if may_be else None
+        name = f"input-{number}" if may_be or is_archive_name(entry.name) else None
     elif data[128:132] == b"DICM" or (may_be and not data.startswith(_PICTURES)):
         name = f"dicom-{hashlib.sha256(data).hexdigest()}"
     else:
@@ -144,7 +151,8 @@ def opener_of(head: bytes) -> Callable[[BinaryIO], BinaryIO] | None:
 
 
 def guarded(step: Callable[[], _T], failure: type[Exception]) -> _T:
-    """Run one step over a stranger's archive; what its damage raises becomes `failure`."""
+    """Run one step over a stranger's archive; what its damage raises becomes `failure`, without
+    what it quotes: zipfile names the member, and that may be a patient's name."""
     try:
         return step()
     except (ArchiveDamaged, BadMember, MemoryError, UserError, RunFailed):
@@ -152,6 +160,11 @@ def guarded(step: Callable[[], _T], failure: type[Exception]) -> _T:
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the file's start
             raise  # the disk's fault, not the archive's
-        raise failure(str(error)) from error
+        raise failure(_unquoted(error)) from error
     except Exception as error:  # the standard library's parsers raise many kinds on damaged bytes
-        raise failure(str(error) or type(error).__name__) from error
+        raise failure(_unquoted(error)) from error
+
+
+def _unquoted(error: Exception) -> str:
+    text = re.sub(r"""b?['"].*['"]""", "...", str(error), flags=re.DOTALL)
+    return text or type(error).__name__

@@ -187,10 +187,13 @@ def to_onnx(scorer: nn.Module, size: int, info: ModelInfo) -> onnx.ModelProto:
 
 
 def _check(config: ExportConfig) -> None:
-    if config.out.suffix != ".onnx":
+    folder = config.out.absolute().parent
+    if config.out.suffix != ".onnx" or config.out.is_dir():
         raise UserError(f"--out names the model, MODEL.onnx; found {config.out}")
-    if not config.out.absolute().parent.is_dir():
-        raise UserError(f"no folder {config.out.absolute().parent} for the model; make it first")
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder} for the model; make it first")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"no permission to write into {folder}; name another --out")
     for name in ("parity_images", "calibration"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be at least 1, found {getattr(config, name)}")
@@ -198,6 +201,8 @@ def _check(config: ExportConfig) -> None:
         raise UserError(f"max_auroc_loss is from 0 to 1, found {config.max_auroc_loss}")
     if config.triton is not None:
         check_name(config.out.stem)
+        if config.triton.exists() and not config.triton.is_dir():
+            raise UserError(f"--triton {config.triton} is a file; name a folder")
 
 
 def _split_images(config: ExportConfig, spec: ModelSpec) -> SplitImages:

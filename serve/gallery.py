@@ -69,7 +69,9 @@ def choose_with(
 ) -> np.ndarray:
     """As `choose`, but images that are explained already (N,) bool come in before others. Wrong
     calls still lead, the surest first."""
-    first = np.flatnonzero(explained)[:size]
+    first = np.flatnonzero(explained)
+    if len(first) > size:
+        first = first[choose(truth[first], probabilities[first], size)]
     others = np.flatnonzero(~explained)
     more = others[choose(truth[others], probabilities[others], size - len(first))]
     chosen = np.r_[first, more].astype(np.int64)
@@ -103,7 +105,7 @@ def make_gallery(
     run: Path, folder: Path, split: str, joined: Joined, size: int, explained: Path
 ) -> Gallery:
     """At most `size` scored images of a split, with Grad-CAM for the label that each was called,
-    and the maps of `explained` where that folder of serve explain exists.
+    and the maps of `explained` where that folder of serve explain exists (its Grad-CAM too).
 
     folder: of the data set's shards. The probabilities are the scores', the heat maps are of the
     run's own model. UserError when its labels are not those of the scores, or the maps are of
@@ -123,33 +125,38 @@ def make_gallery(
     keys = [joined.keys[i] for i in chosen]
     found = read_images(folder, load_manifest(folder), split, keys, ready.spec.size)
     vocabulary = Vocabulary(ready.spec.labels, ready.spec.exclusive)
-    targets = [vocabulary.index(joined.labels[c]) for c in joined.probabilities[chosen].argmax(1)]
-    pictures: list[Picture] = []
-    with progress("heat maps", len(chosen)) as advance:
-        for start in range(0, len(chosen), _BATCH):
-            part = slice(start, start + _BATCH)
-            images = np.stack([found[key] for key in keys[part]])
-            maps = ready.explainers[METHOD](images, targets[part]).maps
-            for i, image, heat in zip(chosen[part], images, maps):
-                kept = [m for m in stored.get(joined.keys[i], []) if m.method != METHOD]
-                pictures.append(_picture(joined, int(i), image, heat, kept))
-            advance(len(images))
+    called = [joined.labels[c] for c in joined.probabilities[chosen].argmax(1)]
+    own = [_map_of(stored.get(key, []), METHOD, label) for key, label in zip(keys, called)]
+    drawn = {i: load_layer(one, ready.spec.size) for i, one in enumerate(own) if one is not None}
+    todo = [i for i, one in enumerate(own) if one is None]
+    with progress("heat maps", len(todo)) as advance:
+        for start in range(0, len(todo), _BATCH):
+            part = todo[start : start + _BATCH]
+            targets = [vocabulary.index(called[i]) for i in part]
+            maps = ready.explainers[METHOD](np.stack([found[keys[i]] for i in part]), targets).maps
+            drawn |= {i: to_layer(METHOD, called[i], heat) for i, heat in zip(part, maps)}
+            advance(len(part))
+    pictures = []
+    for i, (key, row) in enumerate(zip(keys, chosen)):
+        others = [one for one in stored.get(key, []) if one.method != METHOD]
+        layers = (drawn[i], *(load_layer(one, ready.spec.size) for one in others))
+        pictures.append(_picture(joined, int(row), found[key], layers))
     return Gallery(joined.labels, pictures, all_wrong)
 
 
-def _picture(
-    joined: Joined, row: int, image: np.ndarray, heat: np.ndarray, stored: Sequence[StoredMap]
-) -> Picture:
+def _map_of(stored: Sequence[StoredMap], method: str, label: str) -> StoredMap | None:
+    return next((one for one in stored if (one.method, one.label) == (method, label)), None)
+
+
+def _picture(joined: Joined, row: int, image: np.ndarray, layers: tuple[Layer, ...]) -> Picture:
     truth, probabilities = joined.targets[row], joined.probabilities[row]
     called = int(probabilities.argmax())
-    label = joined.labels[called]
-    layers = [to_layer(METHOD, label, heat), *(load_layer(one, image.shape[0]) for one in stored)]
     return Picture(
         key=joined.keys[row],
         truth=tuple(name for name, value in zip(joined.labels, truth) if value == YES),
-        called=label,
+        called=joined.labels[called],
         probability=float(probabilities[called]),
         wrong=None if truth[called] == UNKNOWN else bool(truth[called] == NO),
         image=image_webp(image),
-        layers=tuple(layers),
+        layers=layers,
     )

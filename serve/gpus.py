@@ -26,7 +26,7 @@ def wanted_gpus(gpus: int | None, provider: str) -> int:
     """How many processes. UserError when there are fewer GPUs than asked for."""
     if provider == "cpu":
         if gpus is not None:
-            raise UserError("--gpus is for --provider cuda and tensorrt; this run is on the CPU")
+            raise UserError("--gpus is for GPUs; this run is on the CPU, as CUDA does not work")
         return 1
     there = gpu_count()
     if gpus is not None and gpus > there:

@@ -63,7 +63,8 @@ def from_metadata(entries: Mapping[str, str], model: str) -> ModelInfo:
     if not any(key.startswith(PREFIX) for key in entries):
         raise UserError(
             f"{model} has no {PREFIX}* metadata, so its labels and preprocessing are not known; "
-            "export a run with: python -m serve export --run RUN --out MODEL.onnx"
+            "serve score takes them from --labels and --size, and python -m serve export writes "
+            "them into a model"
         )
     optional = {
         field.name

@@ -5,7 +5,7 @@ UserError, except under `auto`, which says aloud what it took.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +27,14 @@ _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """device: the GPU's number; fp16: TensorRT may compute in half precision; engines: folder where
-    TensorRT keeps what it built for this GPU (minutes), by default in the user's cache."""
+    """device: the GPU's number; fp16: TensorRT may compute in half precision; graph: CUDA captures
+    the work of a batch once and replays it, so every batch must have the same shape and buffers;
+    engines: folder where TensorRT keeps what it built for this GPU (minutes), by default in the
+    user's cache."""
 
     device: int = 0
     fp16: bool = False
+    graph: bool = False
     engines: Path | None = None
 
 
@@ -98,8 +101,8 @@ def _create(
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Threads that wait for work in a loop take the cores from the decoders: of 160 images, with
-    # DenseNet121 on 2 busy cores, 12.7 s instead of 23.4, and 5.2 s of processor instead of 7.5.
+    # Several threads of one session would otherwise wait for work in a loop, on cores that others
+    # need. Scoring itself takes one thread for each batch (serve/network.py).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; what matters of the warnings is checked below
     try:
@@ -107,6 +110,10 @@ def _create(
             str(model_path), options, providers=_provider_list(provider, gpu), enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
+        if provider == "cuda" and gpu.graph:  # where one node has to run on the CPU, for example
+            session = _create(model_path, provider, threads, replace(gpu, graph=False))
+            warn(f"without CUDA graphs, which this model does not allow ({_reason(error)})")
+            return session
         raise _session_error(model_path, provider, error) from error
     if session.get_providers()[0] != wanted:
         raise UserError(
@@ -118,11 +125,11 @@ def _create(
 
 
 def _provider_list(provider: str, gpu: GpuOptions) -> list[Any]:
-    cuda = (_NAMES["cuda"], {**_CUDA_OPTIONS, "device_id": gpu.device})
     if provider == "cpu":
         return [_NAMES["cpu"]]
+    settings = {**_CUDA_OPTIONS, "device_id": gpu.device}
     if provider == "cuda":
-        return [cuda, _NAMES["cpu"]]
+        return [(_NAMES["cuda"], {**settings, "enable_cuda_graph": gpu.graph}), _NAMES["cpu"]]
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     engines = gpu.engines or Path(cache, "cxrstack", "tensorrt")
     engines.mkdir(parents=True, exist_ok=True)
@@ -134,11 +141,11 @@ def _provider_list(provider: str, gpu: GpuOptions) -> list[Any]:
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": str(engines),
     }
-    return [(_NAMES["tensorrt"], options), cuda, _NAMES["cpu"]]
+    return [(_NAMES["tensorrt"], options), (_NAMES["cuda"], settings), _NAMES["cpu"]]
 
 
 def _session_error(model_path: Path, provider: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
+    reason = _reason(error)
     unreadable = {"InvalidProtobuf", "InvalidGraph", "NoModel", "InvalidArgument", "NoSuchFile"}
     if type(error).__name__ in unreadable or provider == "cpu":
         return UserError(
@@ -146,3 +153,7 @@ def _session_error(model_path: Path, provider: str, error: Exception) -> UserErr
             "make it with: python -m serve export"
         )
     return UserError(f"the provider {provider} does not start ({reason}); or use --provider cpu")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:1000]  # what is wrong stands behind the path of the source

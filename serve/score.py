@@ -1,7 +1,7 @@
 """Archives -> scores: every image exactly once, whatever happens on the way.
 
-Reading (this process) -> decoding and preparing (worker processes) -> batches of one fixed size
-through ONNX Runtime (this process, while the workers decode on) -> rows. The unit of work is 512
+Reading (this process) -> decoding and preparing (worker processes) -> batches through ONNX Runtime
+(threads of this process, while the workers decode on) -> rows. The unit of work is 512
 consecutive inputs of an archive; its rows are committed as one file, and the same command after a
 crash leaves out the units that are there. On several GPUs each has a process with its share of the
 units; with --engine ray other machines decode and score, and this process commits. Needs no torch.
@@ -16,14 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from serve.archives import Archive, identify, place_of
+from serve.decode import start_workers
 from serve.dry_run import DryRun, dry_run
 from serve.entries import label
+from serve.foreign import Foreign, Normalise, Outputs, foreign_of
 from serve.gpus import run_on_each, wanted_gpus
 from serve.model_info import ModelInfo
-from serve.network import Foreign, Network, Normalise, Outputs, foreign_of, sha256_of
+from serve.network import Network, sha256_of
 from serve.providers import GpuOptions, Provider, create_session
 from serve.score_csv import check_csv, write_csv
 from serve.score_folder import Columns, ScoreFolder
@@ -31,7 +34,7 @@ from serve.score_inputs import LIST_SIGN, find_archives
 from serve.score_run import Share, Work, run_here
 from serve.thresholds import PointName, pick
 from serve.units import UNIT_INPUTS
-from shards.console import RunFailed, UserError
+from shards.console import RunFailed, UserError, warn
 from shards.remote import is_remote
 
 
@@ -56,12 +59,12 @@ class ScoreConfig:
     """ray: the machines of a Ray cluster decode and score, on their CPUs or with --provider."""
     ray_address: str | None = None
     """host:port of the cluster's head; by default that of RAY_ADDRESS or of this machine."""
-    batch: int = 32
-    """Images per pass; the last pass is padded to it."""
+    batch: int | None = None
+    """Images per pass; by default 4 on the CPU and 32 on a GPU."""
     workers: int | None = None
     """Decoding processes; by default one per core."""
     threads: int | None = None
-    """Threads of ONNX Runtime on the CPU; by default one per core."""
+    """Passes at a time on the CPU, each on one thread; by default one per core."""
     operating_point: PointName | None = None
     """Add a column call_<label>: at or above the threshold that the export chose on validation
     images, for 98 % sensitivity or Youden's index; null where a label has no threshold."""
@@ -72,8 +75,9 @@ class ScoreConfig:
     dry_run: bool = False
     """Only say how many inputs there are, how large they are, and how long they would take."""
     keep_names: bool = False
-    """DICOM files under their names in the rows. By default they are called by the SHA-256 of their
-    bytes, since their names are often those of patients."""
+    """DICOM files, and archives found in folders, under their names in the rows. By default these
+    files are called by the SHA-256 of their bytes and these archives by their number in the folder,
+    since their names are often those of patients."""
     labels: str | None = None
     """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
     size: int | None = None
@@ -107,8 +111,11 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
     readable images are scored and committed all the same).
     """
     _check(config)
-    archives = find_archives(config.archives)
+    start_workers()
+    archives = find_archives(config.archives, keep_names=config.keep_names)
+    _check_apart(config, archives)
     network = open_network(config)
+    gpus = wanted_gpus(config.gpus, network.provider)
     workers = config.workers or len(os.sched_getaffinity(0))
     if config.dry_run:
         return dry_run(archives, network, workers, config.limit)
@@ -123,11 +130,12 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
         if done is None:
             version = info.preprocessing_version
             columns = Columns(info.labels, info.exclusive, model_sha256, version, points)
-            names = archive_names([archive.path for archive in archives])
             kept, asked = config.keep_names, request["archives"]
-            work = Work(archives, names, asked, folder, columns, config.limit, kept)
+            work = Work(
+                archives, archive_names(archives), asked, folder, columns, config.limit, kept
+            )
             before, began = _count(folder, archives), time.perf_counter()
-            _run(config, work, network, workers)
+            _run(config, work, network, workers, gpus)
             scored, seconds = _count(folder, archives) - before, time.perf_counter() - began
             done = _summarise(config, work, request, network, scored, seconds)
             folder.write_summary(done)
@@ -140,24 +148,35 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
 
 def open_network(config: ScoreConfig, device: int = 0) -> Network:
     """The model of a request, on one GPU or the CPU."""
-    threads = config.threads or len(os.sched_getaffinity(0))
-    gpu = GpuOptions(device, config.fp16)
     provider = "cpu" if config.engine == "ray" else config.provider  # here only to look at it
-    session = create_session(config.model, provider, threads, gpu)
-    return Network(session, str(config.model), config.batch, _foreign(config), device)
+    network = _open(config, provider, GpuOptions(device, config.fp16, graph=True))
+    if network.provider != "cuda":
+        return network
+    try:
+        network.score([np.zeros((network.info.size, network.info.size), np.uint8)])
+    except RunFailed as error:
+        warn(f"{error}; going on without CUDA graphs")
+        network = _open(config, provider, GpuOptions(device, config.fp16))
+    return network
+
+
+def _open(config: ScoreConfig, provider: Provider, gpu: GpuOptions) -> Network:
+    threads = config.threads or len(os.sched_getaffinity(0))
+    session = create_session(config.model, provider, 1, gpu)
+    name, foreign = str(config.model), _foreign(config)
+    return Network(session, name, config.batch, foreign, threads=threads, device=gpu.device)
 
 
 def _foreign(config: ScoreConfig) -> Foreign | None:
     return foreign_of(config.labels, config.size, config.normalise, config.outputs)
 
 
-def _run(config: ScoreConfig, work: Work, network: Network, workers: int) -> None:
+def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: int) -> None:
     if config.engine == "ray":
         from serve.score_ray import run_on_ray
 
         run_on_ray(work, network, config, workers)
         return
-    gpus = wanted_gpus(config.gpus, network.provider)
     if gpus == 1:
         run_here(work, network, workers)
     else:
@@ -185,16 +204,27 @@ def _check(config: ScoreConfig) -> None:
         if is_remote(getattr(config, name)):
             shown = getattr(config, name)
             raise UserError(f"--{name} {shown}; allowed: a path on this machine")
-    if config.batch > UNIT_INPUTS:
+    if config.batch is not None and config.batch > UNIT_INPUTS:
         raise UserError(f"batch must be at most {UNIT_INPUTS}, found {config.batch}")
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file; --out names a folder")
     if config.ray_address is not None and config.engine != "ray":
         raise UserError(f"--ray-address {config.ray_address} needs --engine ray")
+    if config.gpus is not None and (config.provider == "cpu" or config.engine == "ray"):
+        raise UserError("--gpus is for --provider cuda and tensorrt on this machine; leave it out")
     if config.fp16 and config.provider != "tensorrt":
         raise UserError("--fp16 is for --provider tensorrt; or export with --precision fp16")
     if config.csv is not None:
         check_csv(config.csv)
+
+
+def _check_apart(config: ScoreConfig, archives: list[Archive]) -> None:
+    """UserError for scores that would be written into what is scored."""
+    folders = [a.path.resolve() for a in archives if a.kind == "folder" and not is_remote(a.path)]
+    for path in (config.out, config.csv):
+        inside = [f for f in folders if path is not None and path.resolve().is_relative_to(f)]
+        if inside:
+            raise UserError(f"{path} lies in {inside[0]}, which is scored; write to another folder")
 
 
 def _request(
@@ -226,11 +256,14 @@ def _absolute(path: Path) -> str:
     return place_of(path)
 
 
-def archive_names(paths: list[Path]) -> list[str]:
-    """What the rows call the archives: the file's name, the whole path where names repeat."""
-    counts = Counter(path.name for path in paths)
-    unique = [bool(path.name) and counts[path.name] == 1 for path in paths]
-    return [label(path.name if alone else str(path)) for path, alone in zip(paths, unique)]
+def archive_names(archives: list[Archive]) -> list[str]:
+    """What the rows call the archives: the file's name, `folder/archive-n` where that is not to be
+    told, the whole path where names repeat."""
+    short = [a.alias.parent.name + "/" if a.alias else "" for a in archives]
+    short = [folder + a.called.name for folder, a in zip(short, archives)]
+    counts = Counter(short)
+    unique = [bool(name) and counts[name] == 1 for name in short]
+    return [label(n if alone else str(a.called)) for n, a, alone in zip(short, archives, unique)]
 
 
 def _summarise(

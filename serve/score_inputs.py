@@ -4,6 +4,7 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +14,19 @@ from shards.console import UserError
 from shards.remote import is_remote, path_of
 
 LIST_SIGN = "@"
+_SHARD = re.compile(r"[a-z0-9-]+-(train|val|test)-\d{6}\.tar")  # as ingest calls them
 _MAGIC = re.compile(r"[*?[]")
 _MAX_LIST_BYTES = 256 << 20
 
 
-def find_archives(paths: Sequence[Path]) -> list[Archive]:
+def find_archives(paths: Sequence[Path], *, keep_names: bool = False) -> list[Archive]:
     """The archives of a request. Those that lie in a folder are opened too, as archives of their
-    own; images that one list or glob names are one archive. UserError when a path is missing, holds
-    nothing, or is named twice."""
+    own; if they are not shards, they are called by their number in the folder, since nobody gave
+    their names, which may be patients' (keep_names: by their names). Images that one list or glob
+    names are one archive. UserError when a path is missing, holds nothing, or is named twice."""
     archives = [archive for path in paths for archive in _archives_of(path)]
+    if keep_names:
+        archives = [replace(archive, alias=None) for archive in archives]
     counts: Counter[str] = Counter()
     for archive in archives:
         counts.update(map(place_of, archive.files or (archive.path,)))
@@ -92,13 +97,18 @@ def _archives_at(path: Path) -> list[Archive]:
             raise UserError(f"{path} is no regular file; name a tar, tar.gz, zip or an image")
         return [_of_file(path)]
     files = [file for file, is_link in walk_files(path) if not is_link]
-    found = [_of_file(file) for file in files if is_archive_name(file.name)]
+    packed = [file for file in files if is_archive_name(file.name)]
+    found = [replace(_of_file(f), alias=_alias(path, f, n)) for n, f in enumerate(packed, 1)]
     plain = (file for file in files if not is_archive_name(file.name))
     if any(is_input(file.relative_to(path).as_posix()) for file in plain):
         found.append(Archive(path, "folder"))
     if not found:
         raise UserError(f"no image and no archive in the folder {path} ({len(files)} files)")
     return found
+
+
+def _alias(folder: Path, file: Path, number: int) -> Path | None:
+    return None if _SHARD.fullmatch(file.name) else folder / f"archive-{number}"
 
 
 def _of_file(path: Path) -> Archive:

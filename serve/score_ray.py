@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve.decode import DecodePool, Task
-from serve.network import Network
-from serve.score_run import Scored, Share, Tag, Unit, Work, take_in
+from serve.network import CPU_BATCH, GPU_BATCH, Network
+from serve.score_run import Scored, Share, Tag, Work, take_in
 from shards.console import UserError
 from shards.ray_cluster import (
     IN_FLIGHT_BYTES,
@@ -47,10 +47,12 @@ def run_on_ray(work: Work, network: Network, config: "ScoreConfig", workers: int
         gpu = config.provider in ("cuda", "tensorrt")
         remote = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=TRIES - 1)(score_chunk)
         model = ray.put(config.model.read_bytes())
-        asked = replace(config, archives=(), threads=1, engine="local", ray_address=None)
+        batch = config.batch or (GPU_BATCH if gpu else CPU_BATCH)
+        asked = replace(config, archives=(), engine="local", ray_address=None)
+        asked = replace(asked, batch=batch, threads=1)
         arguments = (uuid.uuid4().hex, [model], asked, versions())
-        found = _in_order(ray, remote, arguments, work.tasks(Share(), most=config.batch))
-        take_in(work, Unit(network), found)
+        found = _in_order(ray, remote, arguments, work.tasks(Share(), most=batch))
+        take_in(work, network, found)
     finally:
         if own:
             ray.shutdown()

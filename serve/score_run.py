@@ -2,7 +2,9 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,8 +18,6 @@ from serve.score_folder import Columns, Row, ScoreFolder
 from serve.units import CHUNK_INPUTS, UNIT_INPUTS, Chunk, archive_chunks, unit_count
 from shards.console import RunFailed, progress
 
-# The decoders stand back for the network's threads, which wait for each other after every layer.
-NICE = 10
 Tag = tuple[int, Chunk]  # number of the archive
 
 
@@ -77,12 +77,12 @@ class Work:
     def commit(self, archive: int, chunk: Chunk, unit: "Unit") -> None:
         """Write what the chunk completes. RunFailed when the archive changed while it was read."""
         if chunk.closes_unit:
-            table = self.columns.table(unit.take_rows(self.names[archive]))
+            table = self.columns.table(unit.rows(self.names[archive]))
             self.folder.write_unit(archive, chunk.unit, table)
         if chunk.end is not None:
             if identify(self.archives[archive]).to_dict() != self.identities[archive]:
                 raise RunFailed(
-                    f"{self.archives[archive].path} changed while it was read; score it again "
+                    f"{self.archives[archive].called} changed while it was read; score it again "
                     "into another --out"
                 )
             self.folder.write_end(archive, chunk.end)
@@ -102,7 +102,8 @@ def _skips(done: set[int], share: Share, unit: int) -> bool:
 
 
 class Unit:
-    """The unit that is being scored: its inputs in order, and the images that wait for a batch.
+    """A unit on its way to rows: its inputs in order, the images that wait for a batch, and the
+    batches that were given to the network.
 
     Batches never reach over two units, so that a unit's scores do not depend on where a run was
     interrupted."""
@@ -110,35 +111,40 @@ class Unit:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.inputs: list[tuple[str, str, str | None]] = []  # member, key, error
-        self.scores: list[np.ndarray] = []
+        self.batches: list[Future[np.ndarray]] = []
         self.waiting: list[np.ndarray] = []
 
     def add(self, chunk: Chunk, found: Decoded | Scored) -> None:
-        """Take in a chunk's inputs, and score every batch that is full."""
+        """Take in a chunk's inputs, and begin every batch that is full; at the end of the unit also
+        the one that is not."""
         outcomes = iter(found.errors)
         for item in chunk.inputs:
             error = item.error if item.data is None else next(outcomes)
             self.inputs.append((item.member, item.key, error))
         if isinstance(found, Scored):
-            self.scores.append(found.scores)
+            done: Future[np.ndarray] = Future()
+            done.set_result(found.scores)
+            self.batches.append(done)
             return
         pairs = zip(found.images, found.errors)
         self.waiting.extend(image for image, error in pairs if error is None)
-        while len(self.waiting) >= self.network.batch:
-            self.scores.append(self.network.score(self.waiting[: self.network.batch]))
-            del self.waiting[: self.network.batch]
+        batch = self.network.batch
+        while len(self.waiting) >= batch or (self.waiting and chunk.closes_unit):
+            self.batches.append(self.network.submit(self.waiting[:batch]))
+            del self.waiting[:batch]
 
-    def take_rows(self, archive: str) -> list[Row]:
-        """The unit's rows; then it is empty, for the next one."""
-        if self.waiting:
-            self.scores.append(self.network.score(self.waiting))
-        scores = (row for part in self.scores for row in part)
-        rows = [
+    @property
+    def scored(self) -> bool:
+        """Whether nothing given to the network is under way."""
+        return all(batch.done() for batch in self.batches)
+
+    def rows(self, archive: str) -> list[Row]:
+        """The rows of a unit that is complete, once they are scored."""
+        scores = (row for batch in self.batches for row in batch.result())
+        return [
             _row(archive, member, key, next(scores) if error is None else None, error)
             for member, key, error in self.inputs
         ]
-        self.inputs, self.scores, self.waiting = [], [], []
-        return rows
 
 
 def _row(archive: str, member: str, key: str, scores: np.ndarray | None, error: str | None) -> Row:
@@ -150,19 +156,40 @@ def _row(archive: str, member: str, key: str, scores: np.ndarray | None, error: 
 def run_here(work: Work, network: Network, workers: int, share: Share = Share()) -> None:
     """Decode in `workers` processes and score in this one, at the same time."""
     info = network.info
-    with DecodePool(workers, info.shorter_side, info.size, nice=NICE) as pool:
-        take_in(work, Unit(network), pool.run(work.tasks(share)), shown=share.index == 0)
+    with DecodePool(workers, info.shorter_side, info.size) as pool:
+        take_in(work, network, pool.run(work.tasks(share)), shown=share.index == 0)
 
 
 def take_in(
-    work: Work, unit: Unit, found: Iterator[tuple[Tag, Decoded | Scored]], *, shown: bool = True
+    work: Work,
+    network: Network,
+    found: Iterator[tuple[Tag, Decoded | Scored]],
+    *,
+    shown: bool = True,
 ) -> None:
-    """Commit the chunks as they come, in their order."""
+    """Score the chunks as they come, and commit the units in their order. The next unit begins
+    while the last batches of the one before are scored."""
     shown = shown and sys.stderr.isatty()
     started, inputs = time.perf_counter(), 0
+    unit = Unit(network)
+    complete: deque[tuple[int, Chunk, Unit]] = deque()
     with progress("scoring", work.expected() if shown else None, shown=shown) as advance:
-        for (archive, chunk), outcome in found:
-            unit.add(chunk, outcome)
-            inputs += len(chunk.inputs)
-            advance(len(chunk.inputs), f"{inputs / (time.perf_counter() - started):.0f} img/s")
-            work.commit(archive, chunk, unit)
+        try:
+            for (archive, chunk), outcome in found:
+                unit.add(chunk, outcome)
+                if chunk.closes_unit or chunk.end is not None:
+                    complete.append((archive, chunk, unit))
+                    unit = Unit(network)
+                while complete and complete[0][2].scored:
+                    work.commit(*complete.popleft())
+                inputs += len(chunk.inputs)
+                advance(len(chunk.inputs), f"{inputs / (time.perf_counter() - started):.0f} img/s")
+        except RunFailed:  # of a server that fails, say: what is complete is not lost with the rest
+            _commit_all(work, complete)
+            raise
+        _commit_all(work, complete)
+
+
+def _commit_all(work: Work, complete: "deque[tuple[int, Chunk, Unit]]") -> None:
+    while complete:
+        work.commit(*complete.popleft())

@@ -201,12 +201,13 @@ def _places(folder: ScoreFolder, label: str) -> Iterator[_Place]:
 def _read_again(folder: ScoreFolder, chosen: list[_Place]) -> dict[_Place, np.ndarray]:
     """(_CELL, _CELL) uint8 of each, decoded in a worker."""
     request = folder.request()
-    archives = find_archives([path_of(text) for text in request["inputs"]])
+    inputs = [path_of(text) for text in request["inputs"]]
+    archives = find_archives(inputs, keep_names=request["keep_names"])
     tasks = []
     for index in sorted({place.archive for place in chosen}):
         archive = archives[index]
         if identify(archive).to_dict() != request["archives"][index]:
-            raise UserError(f"{archive.path} is another archive than the one that was scored")
+            raise UserError(f"{archive.called} is another archive than the one that was scored")
         wanted = {place.number: place for place in chosen if place.archive == index}
         tasks += [Task(wanted[n], [data]) for n, data in _bytes_of(archive, set(wanted))]
     with DecodePool(1, None, _CELL) as pool:
@@ -223,7 +224,7 @@ def _bytes_of(archive: Any, numbers: set[int]) -> Iterator[tuple[int, bytes]]:
                 if not left:
                     return
     except (ArchiveDamaged, BadMember) as error:
-        raise RunFailed(f"{archive.path}: {error}; score it again") from error
+        raise RunFailed(f"{archive.called}: {error}; score it again") from error
 
 
 def _sound(place: _Place, found: Decoded) -> np.ndarray:

@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import BufferedIOBase
 from typing import BinaryIO, cast
 
 from serve.entries import ArchiveDamaged, Budget, Member, guarded
@@ -10,15 +11,30 @@ from shards.tars import READ_BYTES, members, open_tar, read_member
 
 
 class _BoundedReader:
-    """What tarfile needs of a decompressed stream, within the budget."""
+    """What tarfile needs of a decompressed stream, within the budget. Of a damaged one all that is
+    before the damage, which the next call tells."""
 
     def __init__(self, stream: BinaryIO, budget: Budget) -> None:
         self.stream, self.budget = stream, budget
+        self.damage: Exception | None = None
 
     def read(self, count: int) -> bytes:
-        data = self.stream.read(count)
+        if self.damage is not None:
+            raise self.damage
+        data = bytearray()
+        while len(data) < count:
+            try:
+                part = cast(BufferedIOBase, self.stream).read1(count - len(data))
+            except Exception as error:
+                if not data:
+                    raise
+                self.damage = error
+                break
+            if not part:
+                break
+            data += part
         self.budget.spend(len(data))
-        return data
+        return bytes(data)
 
     def drain(self) -> None:
         """Read to the end: a compressed file's check sum stands there."""

@@ -116,7 +116,7 @@ def _inputs(
         rest = Input("", "", None, f"the rest of the archive: {error}")
         yield None if skip(position // UNIT_INPUTS) else rest
     except OSError as error:
-        raise RunFailed(f"{archive.path}: {error.strerror or error}; run it again") from error
+        raise RunFailed(f"{archive.called}: {error.strerror or error}; run it again") from error
 
 
 def _read(entry: Entry, number: int, *, keep_names: bool) -> Input:

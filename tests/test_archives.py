@@ -106,6 +106,21 @@ def test_archives_in_a_folder_are_archives_of_their_own(tmp_path):
     assert [name for name, _, _ in contents(found[1])] == ["x.png"]
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz"])
+def test_all_that_lies_before_a_cut_is_read(tmp_path, name):
+    """However much is read at a time."""
+    rng = random.Random(0)
+    members = {f"{i:03d}.png": rng.randbytes(2000) for i in range(300)}
+    path = WRITERS[name](tmp_path / name, members)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.9)])
+    got: list[bytes] = []
+    with pytest.raises(ArchiveDamaged):
+        got.extend(entry.read() for entry in only(path).entries())
+    assert got == list(members.values())[: len(got)]
+    assert len(got) > 0.88 * len(members)
+
+
 def test_a_single_image(tmp_path):
     (tmp_path / "x.png").write_bytes(b"x")
     assert contents(only(tmp_path / "x.png")) == [("x.png", "x", b"x")]

@@ -221,14 +221,22 @@ def test_beyond_the_gate_no_file_is_written(quick, tmp_path, monkeypatch):
         ({"max_auroc_loss": 2.0}, "from 0 to 1"),
         ({"precision": "int8", "calibration_split": "other"}, "no split 'other'"),
         ({"triton": Path("t"), "out": Path("a b.onnx")}, "would be called 'a b'"),
+        ({"triton": Path("file")}, "--triton file is a file"),
+        ({"out": Path("folder.onnx")}, "--out names the model"),
+        ({"out": Path("locked/m.onnx")}, "no permission to write into .*locked"),
     ],
 )
 def test_wrong_requests(quick, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for name in ("folder.onnx", "locked"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(module.os, "access", lambda path, _: path.name != "locked")  # as not root
+    before = sorted(tmp_path.rglob("*"))
     settings = replace(quick, out=tmp_path / "q.onnx")
     with pytest.raises(UserError, match=message):
         export(replace(settings, **changes))
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def parity_of(**changes) -> Parity:

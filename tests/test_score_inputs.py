@@ -1,7 +1,9 @@
 """Whatever way images are named or packed, each is scored once, and DICOM files name nobody."""
 
 import io
+import re
 import tarfile
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -15,6 +17,7 @@ from serve import archives, entries, score_run
 from serve.entries import ArchiveDamaged
 from serve.score import score
 from serve.score_inputs import find_archives
+from serve.summary import SummaryConfig, summary
 from shards.codec import encode
 from shards.console import RunFailed, UserError
 from shards.remote import path_of
@@ -151,6 +154,52 @@ def test_no_error_of_an_archive_cut_short_names_a_member(tmp_path):
     with pytest.raises(RunFailed) as caught:
         score(config(tmp_path, path))
     assert "ROE" not in str(caught.value) + str(rows(tmp_path / "out"))
+
+
+def test_no_error_of_a_zip_names_a_member(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {f"O'DOE^{i}.dcm": dicom(i) for i in range(3)})
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as whole:
+        first, second, _ = whole.infolist()
+    data[first.header_offset + 30] ^= 1  # the name in its header
+    data[second.header_offset + 30 + len(second.filename) + 200] ^= 1
+    path.write_bytes(data)
+    score(config(tmp_path, path))
+    found = [(row["member"], row["error"]) for row in rows(tmp_path / "out")]
+    assert found[0] == ("input-1", "File name in directory ... differ.")
+    assert found[1][0] == "input-2"
+    assert "CRC-32" in str(found[1]) or "decompressing" in str(found[1])
+    assert found[2][1] is None
+    assert "DOE" not in str(found)
+
+
+def test_archives_that_were_found_are_not_called_by_names_that_nobody_gave(tmp_path):
+    inner = packed(tmp_path, "a.zip", {"1.dcm": dicom(0)})
+    (tmp_path / "tree/sub").mkdir(parents=True)
+    shard = write_tar(tmp_path / "tree/sub/covid-radiography-test-000000.tar", pictures(1))
+    for name, data in {"DOE^JANE.zip": inner, "ROE^JOHN.zip": inner[:100]}.items():
+        (tmp_path / "tree" / name).write_bytes(data)
+    write_tar(tmp_path / "given.tar", {"DOE^ANN.zip": inner[:100], "POE": dicom(2)})
+    asked = config(tmp_path, tmp_path / "tree", tmp_path / "given.tar")
+    with pytest.raises(RunFailed, match=r"^tree/archive-2: no list of members"):
+        score(asked)
+    found = [(row["archive"], row["member"][:6]) for row in rows(tmp_path / "out")]
+    assert found == [
+        ("tree/archive-1", "dicom-"),
+        ("tree/archive-2", ""),
+        (shard.name, "00000."),
+        ("given.tar", "input-"),
+        ("given.tar", "dicom-"),
+    ]
+    written = b"".join(f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file())
+    assert not re.search(rb"[DRP]OE", written)
+    summary(SummaryConfig(tmp_path / "out", top=2))
+    with pytest.raises(RunFailed, match=r"^ROE\^JOHN.zip: no list"):
+        score(config(tmp_path, tmp_path / "tree", out="named", keep_names=True))
+    assert [row["archive"] for row in rows(tmp_path / "named")][:2] == [
+        "DOE^JANE.zip",
+        "ROE^JOHN.zip",
+    ]
 
 
 @pytest.fixture

@@ -9,24 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 from test_archives import WRITERS, write_folder, write_tar
 from test_score import config, picture, pictures, rows
-from tiny_model import LABELS, write_model
+from tiny_model import LABELS, SIZE, write_model
 
 from serve import __main__ as command
 from serve import score_folder
 from serve.archives import identify
+from serve.decode import Decoded
 from serve.dry_run import DryRun, expected_inputs
 from serve.gpus import gpu_count, run_on_each, wanted_gpus
 from serve.score import ScoreConfig, open_network, run_share, score
 from serve.score_folder import Columns, ScoreFolder
 from serve.score_inputs import find_archives
-from serve.score_run import Share, Work
+from serve.score_run import Share, Unit, Work, take_in
 from serve.summary import HISTOGRAM_FILE, SHEET_FILE, SummaryConfig, summary
-from serve.units import UNIT_INPUTS
+from serve.units import UNIT_INPUTS, Chunk, Input
 from shards import console
 from shards.codec import encode
 from shards.console import RunFailed, UserError
@@ -205,6 +207,23 @@ def test_processes_share_the_units_and_write_the_rows_of_one(tmp_path):
     assert next(task.tag[1].unit for task in work.tasks(Share()) if task.images) == 1
 
 
+def test_what_is_complete_is_committed_when_the_rest_cannot_be_read(tmp_path, monkeypatch):
+    archive = write_tar(tmp_path / "a.tar", pictures(9, (8, 8)))
+    work = work_of(tmp_path, config(tmp_path, archive))
+    network = open_network(config(tmp_path, archive))
+    chunks = [Chunk(0, inputs=[Input("x", "x", b"", None)], closes_unit=True)]
+    found = Decoded(np.zeros((1, SIZE, SIZE), np.uint8), [None])
+
+    def decoded():
+        yield (0, chunks[0]), found
+        raise RunFailed("the server is gone")
+
+    monkeypatch.setattr(Unit, "scored", False)  # its batch is under way until somebody waits
+    with pytest.raises(RunFailed, match="the server is gone"):
+        take_in(work, network, decoded())
+    assert work.folder.finished_units() == {(0, 0)}
+
+
 def _fail(number: int) -> None:
     if number:
         raise UserError("no such GPU")
@@ -226,18 +245,28 @@ def test_gpus_are_counted_and_never_assumed(monkeypatch):
         wanted_gpus(1, "cpu")
 
 
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_gpus_of_a_run_on_the_cpu_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch, provider
+):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)), gpus=2, provider=provider)
+    with pytest.raises(UserError, match="--gpus is for"):
+        score(asked)
+    assert not asked.out.exists()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_gpu_gives_the_scores_of_the_cpu(tmp_path, provider):
-    import onnxruntime
-
     if not any(provider in name.lower() for name in onnxruntime.get_available_providers()):
         pytest.skip(f"this onnxruntime has no {provider}")
     asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)))
-    images = [picture(i, (16, 16)) for i in range(5)]
-    expected = open_network(asked).score(images)
-    found = open_network(replace(asked, provider=provider)).score(images)
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    images = [picture(i, (16, 16)) for i in range(40)]
+    here, there = open_network(asked), open_network(replace(asked, provider=provider))
+    for begin in (0, 5, 8, 30):  # the first batch captures a CUDA graph, the others replay it
+        part = images[begin : begin + 8]
+        np.testing.assert_allclose(there.score(part), here.score(part), atol=1e-3)
 
 
 BAD = {
@@ -246,10 +275,15 @@ BAD = {
     "no metadata": (["--model", "f.onnx"], "no cxrstack"),
     "no archive": (["none.tar"], "no archive at none.tar"),
     "an unknown protocol": (["nonsense://x/a.tar"], "the protocol nonsense is not known"),
+    "an empty path": (["--out", ""], "an empty path"),
+    "scores among the images": (["images", "--out", "images/out"], "images, which is scored"),
+    "a CSV among the images": (["images", "--csv", "images/rows.csv"], "images, which is scored"),
     "a file as folder": (["--out", "a.tar"], "--out names a folder"),
-    "a URL as folder": (["--out", "memory://x"], "allowed: a path on this machine"),
+    "a URL as folder": (["--out", "s3://bucket/x"], "allowed: a path on this machine"),
     "no such provider": (["--provider", "cuda"], "provider cuda needs|did not load"),
     "no TensorRT": (["--provider", "tensorrt"], "provider tensorrt needs|did not load"),
+    "GPUs on the CPU": (["--gpus", "2"], "--gpus is for --provider cuda"),
+    "GPUs of a cluster": (["--gpus", "2", "--engine", "ray"], "--gpus is for --provider cuda"),
     "fp16 on the CPU": (["--fp16"], "--fp16 is for --provider tensorrt"),
     "an address without Ray": (["--ray-address", "h:1"], "needs --engine ray"),
     "no cluster": (["--engine", "ray", "--ray-address", "127.0.0.1:9"], "no Ray cluster at"),
@@ -264,8 +298,9 @@ def test_each_bad_request_is_one_line_and_status_2(tmp_path, monkeypatch, capsys
     write_model(tmp_path / "m.onnx")
     foreign_model(tmp_path / "f.onnx", channels=3)
     write_tar(tmp_path / "a.tar", pictures(1))
+    write_folder(tmp_path / "images", pictures(1))
     given = ["--model", "m.onnx", "--out", "out", "a.tar", "--provider", "cpu"]
-    if name == "no archive" or "protocol" in name:
+    if name == "no archive" or "protocol" in name or "images" in name:
         given.remove("a.tar")
     assert run_cli(monkeypatch, "score", *given, *options) == 2
     err = capsys.readouterr().err

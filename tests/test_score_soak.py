@@ -98,10 +98,10 @@ def test_a_machine_dies_in_the_middle_and_the_rows_are_the_same(cluster, tmp_pat
     score(replace(asked, out=tmp_path / "undisturbed"))
     (victim,) = cluster.worker_nodes
     (raylet,) = victim.all_processes["raylet"]
-    commit, seen = score_run.Work.commit, []
+    add, seen = score_run.Unit.add, []
 
-    def commit_and_kill(self, *rest):
-        commit(self, *rest)
+    def add_and_kill(self, *rest):
+        add(self, *rest)
         seen.append(rest)
         if len(seen) == 20:
             family = psutil.Process(raylet.process.pid).children(recursive=True)
@@ -109,11 +109,11 @@ def test_a_machine_dies_in_the_middle_and_the_rows_are_the_same(cluster, tmp_pat
                 os.kill(pid, signal.SIGKILL)  # as a power cut: all that is under way is lost
             cluster.add_node(num_cpus=2, object_store_memory=2**27)
 
-    monkeypatch.setattr(score_run.Work, "commit", commit_and_kill)
+    monkeypatch.setattr(score_run.Unit, "add", add_and_kill)
     score(asked)
     assert raylet.process.poll() is not None
     assert rows(tmp_path / "out") == rows(tmp_path / "undisturbed")
-    monkeypatch.setattr(score_run.Work, "commit", commit)
+    monkeypatch.setattr(score_run.Unit, "add", add)
     score(config(tmp_path, archive, out="local"))
     for one, other in zip(rows(tmp_path / "out"), rows(tmp_path / "local"), strict=True):
         assert one["prob_Normal"] == pytest.approx(other["prob_Normal"], abs=1e-6)
