@@ -29,6 +29,16 @@ class BenchConfig:
     """A smoke test with few small images and a toy network: its rates mean nothing."""
 
 
+@dataclass(frozen=True)
+class NetworkBench(BenchConfig):
+    """What every question about a network asks for."""
+
+    architecture: str = "densenet121"
+    """The network."""
+    size: int = 224
+    """Side of the network's input in pixels."""
+
+
 # --quick: no setting is above these.
 _QUICK = {
     "number": 12,

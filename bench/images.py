@@ -16,7 +16,7 @@ from PIL import Image
 from bench.config import BenchConfig
 from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Encoded, encode_image
-from ingest.engines import Job, LocalEngine
+from ingest.engines import Job, LocalEngine, content
 from ingest.files import archive_images, folder_image, is_image_name
 from ingest.radiograph import draw
 from ingest.record import Missing, Record, Source, SourceImage
@@ -105,7 +105,7 @@ def _copy_sound(config: BenchConfig, source: Path, folder: Path) -> Iterator[Pat
         for job, outcome in engine.map(jobs):
             if isinstance(outcome, Encoded) and outcome.pixel_sha256 not in seen:
                 path = folder / f"{len(seen):06d}.{outcome.extension}"
-                path.write_bytes(job.data)
+                path.write_bytes(content(job.data))
                 seen.add(outcome.pixel_sha256)
                 advance(1)
                 yield path

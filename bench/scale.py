@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.config import BenchConfig, settle
+from bench.config import NetworkBench, settle
 from bench.networks import build_pair, network_name
 from bench.result import Rates, Result
 from shards.console import RunFailed, progress
@@ -34,16 +34,12 @@ _STEPS = 6  # of each run; the first two go unmeasured
 
 
 @dataclass(frozen=True)
-class ScaleBench(BenchConfig):
+class ScaleBench(NetworkBench):
     """How training scales from one process to two, each with half the cores or a GPU of its own,
     and with a batch of its own: gradients are exchanged as in a real run."""
 
     repeats: int = 3
     """Runs of either number of processes, in turns."""
-    architecture: str = "densenet121"
-    """The network."""
-    size: int = 224
-    """Side of the network's input in pixels."""
     batch: int = 8
     """Images of one step and process."""
 

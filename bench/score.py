@@ -11,11 +11,12 @@ import onnx
 import torch
 from torch import nn
 
-from bench.config import BenchConfig, settle
+from bench.config import NetworkBench, settle
 from bench.images import RawImages, network_inputs, raw_images
 from bench.loaders import torchvision_loader
 from bench.networks import build_pair, network_name
 from bench.result import Rates, Result, Side, interleave, rounded
+from bench.score_gpu import SHARD_IMAGES, from_shards, half_sides, measure_gpu, write_fp16
 from bench.score_sides import (
     Settings,
     data_loader,
@@ -36,6 +37,7 @@ from serve.quantise import to_int8
 from shards import preprocess
 from shards.console import RunFailed
 from shards.labels import COVID
+from train.monitor import Monitor
 
 _CALIBRATION = 32  # images that set int8's ranges
 _BY_HAND = 24  # images of a repetition of the process_batch way, which takes 0.1 s for each
@@ -43,19 +45,15 @@ _TIMES = 4  # the tar holds each image so often, that the start of processes is 
 
 
 @dataclass(frozen=True)
-class ScoreBench(BenchConfig):
+class ScoreBench(NetworkBench):
     """How fast a network scores, with random weights on all sides: the model alone in ONNX Runtime
     beside torch; then from a tar of raw images to scores on disk, beside what is in use today; and
     what 1, 2 and 4 times the archive take in time and memory."""
 
     number: int = 96
     """Use at most this many images."""
-    architecture: str = "densenet121"
-    """The network."""
-    size: int = 224
-    """Side of the network's input in pixels."""
     batch: int = 8
-    """Images of one pass."""
+    """Images of one pass of the peers; ours takes serve score's own batches."""
 
 
 def measure(config: ScoreBench) -> Result:
@@ -75,9 +73,16 @@ def measure(config: ScoreBench) -> Result:
         plain = plain.to(device).eval()
         _check_parity(session, plain, images[: config.batch], device)
         settings = Settings(config.batch, config.workers, config.shorter_side, config.size, device)
-        alone = interleave(
-            "score, model alone", _alone(fp32, int8, plain, images, settings), config.repeats
-        )
+        models = _alone(fp32, int8, plain, images, settings)
+        if device.type == "cuda":
+            fp16 = write_fp16(fp32)
+            models |= half_sides(fp32, fp16, plain, images, settings)
+        alone = interleave("score, model alone", models, config.repeats)
+        on_gpu = {}
+        if device.type == "cuda":
+            shards = from_shards(fp16, raw, config, work, settings, SHARD_IMAGES)
+            monitor = Monitor(device)
+            on_gpu = {"gpu": measure_gpu(models, alone, shards, monitor, config.repeats)}
         archive = write_tar(work / "images.tar", raw.paths, 1 if config.quick else _TIMES)
         sides: dict[str, Side] = {
             "ours": whole_way(fp32, archive, work / "fp32", settings),
@@ -90,8 +95,9 @@ def measure(config: ScoreBench) -> Result:
         whole = interleave("score, from a tar", sides, config.repeats)
         grown = growth(fp32, raw.paths, work, settings, (1,) if config.quick else (1, 2, 4))
         what = (
-            f"{network} at {config.size} x {config.size} with random weights, batch "
-            f"{config.batch}, model alone, --workers {config.workers}, on {provider_of(session)}; "
+            f"{network} at {config.size} x {config.size} with random weights, the peers in batches "
+            f"of {config.batch}, model alone, --workers {config.workers}, on "
+            f"{provider_of(session)}; "
             f"end to end: {raw} -> scores, ours from a tar that holds them "
             f"{1 if config.quick else _TIMES} times, with the start of its processes, the peers "
             "from files"
@@ -113,6 +119,7 @@ def measure(config: ScoreBench) -> Result:
             "int8_ratio": round(rates["ours, int8"] / eager.median, 3),
             "end_to_end": _end_to_end(whole, rates),
             "growth": grown,
+            **on_gpu,
         },
     )
 

@@ -22,12 +22,14 @@ from bench.result import Side
 from serve.archives import Archive
 from serve.decode import DecodePool, Task
 from serve.network import Network
-from serve.providers import create_session, probabilities
+from serve.providers import GpuOptions, Provider, create_session, probabilities
 from serve.score import ScoreConfig, score
 from serve.units import archive_chunks
 from shards.console import RunFailed
 from shards.preprocess import MEAN, STD
 from train.warp import normalise
+
+_GRAPH = GpuOptions(graph=True)
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,24 @@ class Settings:
     device: torch.device
 
 
-def ours_alone(path: Path, images: np.ndarray, settings: Settings) -> Side:
-    """As serve score runs it: buffers that are bound once. images: (N, 1, S, S) uint8, prepared."""
-    session = create_session(path, "auto", settings.workers)
-    network = Network(session, str(path), settings.batch)
-    parts = [list(part[:, 0]) for part in _parts(images, settings.batch)]
-    return lambda: sum(len(network.score(part)) for part in parts)
+def ours_alone(
+    path: Path,
+    images: np.ndarray,
+    settings: Settings,
+    provider: Provider = "auto",
+    gpu: GpuOptions = _GRAPH,
+) -> Side:
+    """As serve score runs it: batches of its own size, on the CPU as many at a time as there are
+    threads. images: (N, 1, S, S) uint8, prepared."""
+    session = create_session(path, provider, 1, gpu)
+    network = Network(session, str(path), threads=settings.workers)
+    parts = [list(part[:, 0]) for part in _parts(images, network.batch)]
+
+    def run() -> int:
+        batches = [network.submit(part) for part in parts]
+        return sum(len(batch.result()) for batch in batches)
+
+    return run
 
 
 def numpy_batches(path: Path, images: np.ndarray, settings: Settings) -> Side:

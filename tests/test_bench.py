@@ -45,7 +45,7 @@ EXTRA = {
     },
     "input": {"resident_img_s", "kornia_img_s", "resident_ratio"},
     "warp": {"share_of_write_limit", "threads_img_s"},
-    "train": {"precision", "architecture", "percent_of_peak"},
+    "train": {"precision", "architecture", "percent_of_peak", "input_percent", "start_s"},
     "score": {"architecture", "end_to_end"},
     "explain": {"architecture", "gradcam_to_training", "occlusion_to_one_window", "img_s"},
 }

@@ -1,0 +1,82 @@
+"""What bench score measures on a GPU, its code run on a CPU with a toy network."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import score_gpu
+from bench.images import raw_images
+from bench.networks import build_pair
+from bench.result import Rates
+from bench.score import ScoreBench, _info, settle
+from bench.score_gpu import from_shards, half_sides, joules_per_1000, measure_gpu
+from bench.score_sides import Settings
+from serve.export import Scorer, to_onnx
+from shards.labels import COVID
+
+
+class Meter:
+    """A GPU that uses 3 J for each image; `clock` passes a second with each look."""
+
+    def __init__(self) -> None:
+        self.images, self.seconds = 0, itertools.count()
+
+    def energy_j(self) -> float:
+        return 3.0 * self.images
+
+    def side(self) -> int:
+        self.images += 8
+        return 8
+
+    def clock(self) -> float:
+        return float(next(self.seconds))
+
+
+def test_energy_is_that_of_1000_images():
+    meter = Meter()
+    assert joules_per_1000(meter.side, meter, meter.clock) == 3000
+    assert meter.images > 8
+
+    class Silent:
+        def energy_j(self) -> None:
+            return None
+
+    assert joules_per_1000(meter.side, Silent(), meter.clock) is None
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory):
+    import onnx
+
+    work = tmp_path_factory.mktemp("bench")
+    config = settle(ScoreBench(quick=True))
+    model, plain = build_pair("densenet121", len(COVID), quick=True)
+    raw = raw_images(config, work / "raw")
+    onnx.save(to_onnx(Scorer(model).eval(), config.size, _info(config, raw)), work / "fp32.onnx")
+    settings = Settings(4, 1, config.shorter_side, config.size, torch.device("cpu"))
+    return config, raw, plain, settings, work
+
+
+def test_half_precision_scores_every_image(toy, capsys, monkeypatch):
+    config, _raw, plain, settings, work = toy
+    images = np.zeros((6, 1, config.size, config.size), np.uint8)
+    monkeypatch.setattr(score_gpu.compiled, "__defaults__", (lambda network: network,))
+    fp16 = score_gpu.write_fp16(work / "fp32.onnx")
+    sides = half_sides(work / "fp32.onnx", fp16, plain, images, settings, "cpu")
+    assert {"ours, fp16", "torch compiled fp16"} <= set(sides)
+    assert all(side() == 6 for side in sides.values())
+    if "ours, TensorRT fp16" not in sides:
+        assert "without TensorRT: the provider tensorrt needs" in capsys.readouterr().out
+
+
+@pytest.mark.soak
+def test_from_shards_scores_them_often_enough(toy, tmp_path: Path):
+    config, raw, _, settings, work = toy
+    side = from_shards(work / "fp32.onnx", raw, config, tmp_path, settings, 30)
+    assert side() == 24  # 12 images, twice
+    figures = measure_gpu({"a": Meter().side}, {"ours, fp16": Rates((10.0,))}, side, Meter(), 1)
+    assert figures["percent_of_model"] > 0
+    assert set(figures["joules_per_1000_images"]) == {"a"}
