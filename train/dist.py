@@ -166,7 +166,7 @@ class World:
 def _join(backend: str) -> None:
     """Find the other ranks. RunFailed when they do not come, or end meanwhile.
 
-    torchrun keeps one store over all restarts and torch 2.13 names its keys alike in each: a rank
+    torchrun keeps one store over all restarts and torch 2.15 names its keys alike in each: a rank
     that comes first would read the addresses of its dead predecessors. So each start has its own.
     """
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's waits for the others' answer
