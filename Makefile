@@ -29,7 +29,7 @@ setup: .venv/.done ## the .venv with the exact versions of constraints.txt (ONNX
 	touch $@
 
 test: setup ## the tests, but for the long ones and those that need a GPU
-	$(PY) -m pytest -m "not soak" $(ARGS)
+	$(PY) -m pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
 
 soak: setup ## the long tests: kills, fuzzing, an S3 server, a Ray cluster, a browser
 	$(PY) -m pytest -m soak $(ARGS)

@@ -4,15 +4,15 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from bench import score_gpu
 from bench.images import raw_images
 from bench.networks import build_pair
 from bench.result import Rates
 from bench.score import ScoreBench, _info, settle
-from bench.score_gpu import from_shards, half_sides, joules_per_1000, measure_gpu
+from bench.score_gpu import from_shards, half_sides, joules_per_1000, measure_gpu, write_fp16
 from bench.score_sides import Settings
 from serve.export import Scorer, to_onnx
 from shards.labels import COVID
@@ -49,8 +49,6 @@ def test_energy_is_that_of_1000_images():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory):
-    import onnx
-
     work = tmp_path_factory.mktemp("bench")
     config = settle(ScoreBench(quick=True))
     model, plain = build_pair("densenet121", len(COVID), quick=True)
@@ -60,11 +58,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory):
     return config, raw, plain, settings, work
 
 
+@pytest.mark.soak
 def test_half_precision_scores_every_image(toy, capsys, monkeypatch):
-    config, _raw, plain, settings, work = toy
+    config, _, plain, settings, work = toy
     images = np.zeros((6, 1, config.size, config.size), np.uint8)
-    monkeypatch.setattr(score_gpu.compiled, "__defaults__", (lambda network: network,))
-    fp16 = score_gpu.write_fp16(work / "fp32.onnx")
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    fp16 = write_fp16(work / "fp32.onnx")
     sides = half_sides(work / "fp32.onnx", fp16, plain, images, settings, "cpu")
     assert {"ours, fp16", "torch compiled fp16"} <= set(sides)
     assert all(side() == 6 for side in sides.values())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from train.loop import Trainer
 from train.memory_limit import MicroBatch, is_out_of_memory
 from train.monitor import Monitor
 from train.phases import Phase
+from train.position import Position
 from train.precision import Precision
+from train.saver import Saver
 from train.settings import write_settings
 from train.step import Stepper
 from train.stop import Interrupted, Stop
@@ -412,6 +415,19 @@ def test_one_of_many_processes_records_the_smaller_size_and_ends(tmp_path, capsy
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
     assert is_out_of_memory(cpu)
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_a_checkpoint_has_the_joules_of_all_processes(tmp_path, monkeypatch):
+    model, world, at = torch.nn.Linear(2, 2), World("cpu"), Position(energy_j=4.0)
+    optim = torch.optim.SGD(model.parameters(), lr=0.1)
+    stepper = SimpleNamespace(
+        model=model, optim=optim, precision=Precision("fp32", world.device), ema=None
+    )
+    monkeypatch.setattr(world, "sum", lambda values: [value + 5.0 for value in values])
+    saver = Saver(tmp_path / "checkpoints", world, Stop(), {}, keep=1, every_s=0.0)
+    saver.save(at, stepper)
+    assert newest_state(tmp_path)["position"]["energy_j"] == 9.0
+    assert at.energy_j == 4.0  # of this process, which goes on counting its own
 
 
 class FakeNvml:

@@ -153,7 +153,7 @@ for place in ("host", "stream"):
 
 
 def test_openmp_has_no_part_in_it(folder):
-    """Its threads wait in a loop, 5 ms of a core after each copy, beside the ones that decode."""
+    """Its threads would be in the way of those that decode, by a core where they wait in a loop."""
     done = subprocess.run(
         [sys.executable, "-c", THREADS, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "4", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},

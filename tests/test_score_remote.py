@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+from ingest_runs import ROOT
+from s3_server import Cutter, run, s3_server
 from test_archives import WRITERS, write_tar
-from test_remote import ROOT, Cutter, run, s3
 from test_score import config, picture, rows
 from test_score_inputs import dicom
 from tiny_model import write_model
@@ -18,10 +20,15 @@ from serve.score import score
 from serve.units import UNIT_INPUTS
 from shards.codec import encode
 
-__all__ = ["s3"]  # a fixture
 pytestmark = pytest.mark.soak
 COUNT = 2 * UNIT_INPUTS + 40
-BUCKET = "bucket-a/score"
+BUCKET = "bucket-b/score"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Cutter]:
+    with s3_server("bucket-b") as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="module")

@@ -206,6 +206,8 @@ def main() -> None:
         print(USAGE)
         list_names()
     elif arguments[0] == "list":
+        if len(arguments) > 1:
+            raise UserError(f"list takes no more words, found: {' '.join(arguments[1:])}")
         list_recipes()
     elif arguments[0] == "show":
         if len(arguments) != 2:

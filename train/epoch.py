@@ -101,7 +101,7 @@ class PhaseRun:
             self.statistics.restore()
             self._write()
             raise
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Behind the handler, whose traceback holds the step's activations.

@@ -104,6 +104,8 @@ class Trainer:
     def _run(self) -> None:
         checkpoint = self.saver.latest()
         self.at = Position.from_json(checkpoint.state["position"]) if checkpoint else Position()
+        if not self.world.is_first:
+            self.at.energy_j = 0.0  # a checkpoint has that of all processes
         self.log = MetricsLog(self.folder, self.at.lines) if self.world.is_first else None
         with self.stop.at_once():
             self.model, vocabulary = self._first_model(checkpoint)

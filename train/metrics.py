@@ -66,7 +66,7 @@ def f1(truth: np.ndarray, called: np.ndarray) -> float | None:
 
 
 def evaluate_logits(logits: np.ndarray, labels: np.ndarray, exclusive: bool) -> Metrics:
-    """logits: (N, L) float; labels: (N, L) int8."""
+    """logits: (N, L) float; labels: (N, L) int8. The loss is NaN where no label is known."""
     wide = logits.astype(np.float64)
     losses = np.logaddexp(0.0, np.where(labels == YES, -wide, wide))
     known = labels != UNKNOWN
@@ -74,7 +74,7 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, exclusive: bool) -> 
     if exclusive:
         called = wide.argmax(axis=1)[:, None] == np.arange(wide.shape[1])
     return Metrics(
-        loss=float(losses[known].mean()),
+        loss=float(losses[known].mean()) if known.any() else np.nan,
         accuracy=_accuracy(wide, labels) if exclusive else None,
         auroc=tuple(auroc(labels[:, i], wide[:, i]) for i in range(labels.shape[1])),
         f1=tuple(f1(labels[:, i], called[:, i]) for i in range(labels.shape[1])),

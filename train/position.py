@@ -10,8 +10,8 @@ from train.phases import Keep, Progress
 class Position:
     """stage, phase: being trained, from 0; step: finished in this epoch; progress: of the phase;
     loss_sum, loss_count: of this epoch so far, and copies trained, seconds since it began, those of
-    its steps alone and joules, wherever it was stopped in between; lines: of metrics.jsonl; phases:
-    finished ones of this stage, with their results."""
+    its steps alone and joules (of this process; in a checkpoint of all), wherever it was stopped in
+    between; lines: of metrics.jsonl; phases: finished ones of this stage, with their results."""
 
     stage: int = 0
     phase: int = 0

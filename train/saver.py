@@ -1,7 +1,7 @@
 """When a run writes a checkpoint, what stands in it, and how a run goes on from one."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class Saver:
                 "before)"
             )
         number = int(self.world.max(float(self.stop.number or 0)))
-        self.write(at, stepper, self.gather(stepper))
+        (joules,) = self.world.sum([at.energy_j])
+        self.write(replace(at, energy_j=joules), stepper, self.gather(stepper))
         if number:
             raise Interrupted(number)
 
