@@ -32,7 +32,7 @@ test: setup ## the tests, but for the long ones and those that need a GPU
 	$(PY) -m pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
 
 soak: setup ## the long tests: kills, fuzzing, an S3 server, a Ray cluster, a browser
-	$(PY) -m pytest -m soak $(ARGS)
+	$(PY) -m pytest -m soak -n 2 --dist loadfile $(ARGS)
 
 browser: ## Debian's Chromium, which the tests of the report drive
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
