@@ -104,11 +104,17 @@ def test_there_is_no_other_code_at_the_top():
 
 
 @pytest.mark.parametrize("room", ["train", "serve", "bench"])
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
-def test_torch_finds_how_its_threads_wait(room, given):
-    script = f"import os, sys, {room}; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_torch_finds_how_its_threads_wait(room, given, found):
+    script = (
+        f"import os, sys, {room}; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    own = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    others = {name: value for name, value in os.environ.items() if name not in own}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=others | given, capture_output=True, text=True
     )
-    assert done.stdout.split() == [given.get("OMP_WAIT_POLICY", "PASSIVE"), "False"]
+    assert done.stdout.split() == [found, "False"]
