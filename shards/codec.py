@@ -26,6 +26,8 @@ JPEG_QUALITY = 95
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _HTJ2K_BRAND = b"jph "
+_BEFORE_FRAME = {0xE0, 0xDB, 0xC4, 0xFE}  # JPEG's JFIF, quantisation, Huffman tables and comments
+_FRAME = struct.Struct(">HHBHHB")  # marker SOF, length, bits, height, width, channels
 _KORNIA_MODES = {"L": "mono", "RGB": "rgb", "RGBA": "rgba"}  # Pillow's name -> kornia-rs's
 _READABLE = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
 
@@ -70,7 +72,11 @@ def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     16-bit images keep their high byte. BadImage when the bytes do not decode as a whole.
     """
-    return _decode_htj2k(data, max_pixels) if is_htj2k(data) else decode_doubtful(data, max_pixels)
+    if is_htj2k(data):
+        return _decode_htj2k(data, max_pixels)
+    if _is_plain_jpeg(data, max_pixels):
+        return _decode_plain_jpeg(data)
+    return decode_doubtful(data, max_pixels)
 
 
 def decode_doubtful(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -146,6 +152,25 @@ def _high_byte(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"pixel values of mode {image.mode} do not fit into 16 bits")
     return (values >> 8).astype(np.uint8)
+
+
+def _is_plain_jpeg(data: bytes, max_pixels: int) -> bool:
+    """Whether they are a whole grey 8-bit baseline JPEG without EXIF, as ingest writes them."""
+    if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
+        return False
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] in _BEFORE_FRAME:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    marker, _, bits, height, width, channels = _FRAME.unpack_from(data.ljust(at + 10), at)
+    return (marker, bits, channels) == (0xFFC0, 8, 1) and 0 < height * width <= max_pixels
+
+
+def _decode_plain_jpeg(data: bytes) -> np.ndarray:
+    # Pillow's pixels (both have libjpeg-turbo) in three quarters of its time.
+    try:
+        return np.asarray(imagecodecs.jpeg8_decode(data))
+    except (ValueError, RuntimeError) as error:
+        raise BadImage(f"does not decode: {error}") from error
 
 
 def is_htj2k(data: bytes) -> bool:

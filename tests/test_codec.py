@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.codec import BadImage, decode_grey, encode, is_htj2k, read_header
+from shards.codec import (
+    MAX_PIXELS,
+    BadImage,
+    _is_plain_jpeg,
+    decode_doubtful,
+    decode_grey,
+    encode,
+    is_htj2k,
+    read_header,
+)
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -38,6 +47,34 @@ def test_jpeg_is_close():
     image = smooth(64, 80)
     back = decode_grey(encode(image, "jpeg")).astype(int)
     assert np.abs(back - image).mean() < 1.5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 9))
+def test_plain_jpegs_are_pillows_pixels(height, width, seed):
+    data = encode(noise(height, width, seed), "jpeg")
+    assert _is_plain_jpeg(data, MAX_PIXELS)
+    assert np.array_equal(decode_grey(data), decode_doubtful(data))
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("CMYK", {}),
+        ("L", {"progressive": True}),
+        ("L", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}),
+    ],
+)
+def test_other_jpegs_are_left_to_pillow(mode, options):
+    data = saved(Image.fromarray(smooth(40, 30)).convert(mode), "JPEG", **options)
+    assert not _is_plain_jpeg(data, MAX_PIXELS)
+    assert np.array_equal(decode_grey(data), decode_doubtful(data))
+
+
+@given(st.binary(max_size=40))
+def test_any_beginning_of_a_jpeg_is_looked_at(middle):
+    assert not _is_plain_jpeg(b"\xff\xd8\xff" + middle + b"\xff\xd9", 0)
 
 
 def test_encoding_is_deterministic():
