@@ -126,7 +126,7 @@ def decoding_alone(archive: Path, settings: Settings) -> Side:
     def run() -> int:
         chunks = archive_chunks(Archive(archive, "tar"), lambda unit: False, None)
         tasks = (Task(None, chunk.images()) for chunk in chunks)
-        with DecodePool(settings.workers, settings.shorter_side, settings.size) as pool:
+        with DecodePool(settings.workers, settings.shorter_side, settings.size, many=True) as pool:
             return sum(len(found.errors) for _, found in pool.run(tasks))
 
     return run
@@ -149,8 +149,8 @@ def data_loader(loader: Loader, plain: nn.Module, settings: Settings) -> Side:
 def process_batch(paths: Sequence[Path], plain: nn.Module, settings: Settings) -> Side:
     """As torchxrayvision's scripts/process_batch.py: one image after the other, scikit-image reads
     and resizes, torch eager; with our network. ImportError where it is not installed."""
-    import skimage.io
     import torchxrayvision as xrv
+    from skimage.io import imread
 
     crop, resize = xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(settings.size)
     mean, std = (torch.tensor(v, device=settings.device).view(1, 3, 1, 1) for v in (MEAN, STD))
@@ -158,7 +158,7 @@ def process_batch(paths: Sequence[Path], plain: nn.Module, settings: Settings) -
     def run() -> int:
         rows = []
         for path in paths:
-            grey = skimage.io.imread(path)
+            grey = imread(path)
             grey = grey[:, :, 0] if grey.ndim > 2 else grey
             prepared = resize(crop(xrv.datasets.normalize(grey, 255)[None]))
             with torch.no_grad():

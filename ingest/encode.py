@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ingest.near import near_hash
-from ingest.png import decode_plain_png
 from shards.codec import (
     EXTENSIONS,
     MAX_PIXELS,
@@ -90,8 +89,7 @@ def decode_source(data: bytes, max_pixels: int) -> np.ndarray:
     """A stranger's file -> (H, W) uint8 grey. BadImage when it does not decode."""
     if is_dicom(data):
         return decode_dicom(data, max_pixels)
-    plain = decode_plain_png(data, max_pixels)
-    return decode_doubtful(data, max_pixels) if plain is None else plain
+    return decode_doubtful(data, max_pixels)
 
 
 def pixel_hash(grey: np.ndarray) -> str:

@@ -37,7 +37,7 @@ IMAGE_SECONDS = 60  # 100 megapixels of JPEG 2000, the slowest, take about 10
 CRASHED = f"the decoder crashed, or did not end within {IMAGE_SECONDS} s"
 _WINDOW = 3  # batches under way per worker: one at work, two waiting
 # 0.9 s more, and 1.3 ms less for each PNG. Without numba the server passes over the second.
-PRELOADED_FOR_MANY = ["ingest.preload", "ingest.unfilter"]
+PRELOADED_FOR_MANY = ["ingest.preload", "shards.unfilter"]
 MANY = 1000  # images
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _BATCH_IMAGES, _BATCH_BYTES = 4, 8 * 2**20  # few, so that all workers end together

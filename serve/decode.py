@@ -72,10 +72,12 @@ def decode_any(data: bytes) -> np.ndarray:
     return decode_doubtful(data)
 
 
-def start_workers() -> None:
+def start_workers(many: bool = False) -> None:
     """Begin to start the process that every pool's workers are forked from; it imports this module
-    (0.5 s) while the caller goes on."""
-    forkserver.set_forkserver_preload([__name__])
+    (0.5 s) while the caller goes on. many: images, so that what each plain grey PNG takes 3 ms less
+    with pays for its import (1 s). The first call of a process decides."""
+    compiled = ["shards.unfilter", "shards.resample"] if many else []
+    forkserver.set_forkserver_preload([__name__, *compiled])
     forkserver.ensure_running()
 
 
@@ -90,12 +92,13 @@ class DecodePool:
         decode: Decode = decode_images,
         *,
         seconds: float = SECONDS,
+        many: bool = False,
     ) -> None:
-        """seconds: that one image may take."""
+        """seconds: that one image may take; many: as of start_workers()."""
         self.seconds = seconds
         self.workers, self.decode = workers, decode
         self.shorter_side, self.size = shorter_side, size
-        start_workers()
+        start_workers(many)
         self._context = multiprocessing.get_context("forkserver")
         self._pool = self._start(workers)
 

@@ -8,7 +8,6 @@ Rates on one core, 512 x 512: HTJ2K 1,208 decodes/s, PNG by kornia-rs 1,024, by 
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +17,11 @@ import kornia_rs.io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards.png import MAX_SIDE, decode_plain_png, png_chunks
+
 Encoding = Literal["htj2k", "jpeg", "png", "keep"]
 EXTENSIONS = {"htj2k": "jph", "jpeg": "jpg", "png": "png"}
 MAX_PIXELS = 100_000_000
-MAX_SIDE = 65_535  # DICOM's and JPEG's; one line of 50,000,000 costs the HTJ2K encoder 4 GB
 JPEG_QUALITY = 95
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
@@ -82,6 +82,9 @@ def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 def decode_doubtful(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """As `decode_grey`, for bytes that may be damaged: HTJ2K by OpenJPEG, at half the rate, because
     OpenJPH dies of some damaged streams, and leaves pixels unset in others without a word."""
+    plain = decode_plain_png(data, max_pixels)
+    if plain is not None:
+        return plain
     header = read_header(data, max_pixels)
     try:
         return _decode_png(data, header) if header.format == "PNG" else _decode_pillow(data)
@@ -109,15 +112,6 @@ def _grey(image: np.ndarray) -> np.ndarray:
     if all(np.array_equal(red, cv2.extractChannel(image, channel)) for channel in (1, 2)):
         return red
     return np.array(Image.fromarray(np.ascontiguousarray(image[..., :3])).convert("L"))
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, begin, end) of a PNG's chunks: kind and content are data[begin:end], then a CRC."""
-    begin = 12
-    while begin <= len(data):
-        end = begin + 4 + int.from_bytes(data[begin - 4 : begin], "big")
-        yield data[begin : begin + 4], begin, end
-        begin = end + 8
 
 
 def _check_png(data: bytes) -> None:

@@ -98,4 +98,4 @@ def test_what_takes_long_to_load_is_for_many_images(
     monkeypatch.setattr(context, "set_forkserver_preload", asked.extend)
     engines.fork_server(images)
     assert asked[0] == "ingest.preload"
-    assert ("ingest.unfilter" in asked) == compiled
+    assert ("shards.unfilter" in asked) == compiled

@@ -24,6 +24,7 @@ SHARDS_LIBRARIES = [
     "fsspec",
     "imagecodecs",
     "kornia_rs",
+    "numba",
     "PIL",
     "pyarrow",
     "pydicom",

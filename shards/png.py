@@ -1,17 +1,17 @@
 """The commonest radiograph file, a plain grey 8-bit PNG, decoded at 1.5 times kornia-rs's rate.
 
-Only files in which everything is as it should be: all others are for `codec.decode_doubtful`, which
-reads more kinds and tells what is wrong with them. Both give the same pixels.
+Only files in which everything is as it should be: all others are for the other decoders of
+`codec.decode_doubtful`, which read more kinds and tell what is wrong. All give the same pixels.
 """
 
 import struct
 import sys
+from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
 
-from shards.codec import MAX_SIDE, png_chunks
-
+MAX_SIDE = 65_535  # DICOM's and JPEG's; one line of 50,000,000 costs the HTJ2K encoder 4 GB
 _BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _HEADER = struct.Struct(">IIBBBBB")  # of IHDR: size, bits, colour, compression, filter, interlace
 _PLAIN_GREY = (8, 0, 0, 0, 0)
@@ -19,10 +19,19 @@ _PLAIN_GREY = (8, 0, 0, 0, 0)
 _HARMLESS = {b"tIME", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"gAMA", b"sRGB", b"cHRM", b"sBIT"}
 
 
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, begin, end) of a PNG's chunks: kind and content are data[begin:end], then a CRC."""
+    begin = 12
+    while begin <= len(data):
+        end = begin + 4 + int.from_bytes(data[begin - 4 : begin], "big")
+        yield data[begin : begin + 4], begin, end
+        begin = end + 8
+
+
 def decode_plain_png(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """(H, W) uint8, or None where decode_doubtful is to decide; which it always is in processes
-    that have not imported ingest.unfilter: that takes 0.9 s, so engines.fork_server() weighs it."""
-    compiled = sys.modules.get("ingest.unfilter")
+    """(H, W) uint8, or None where others are to decode; as always in processes that have not
+    imported shards.unfilter: that takes 0.9 s, so whoever starts workers weighs it."""
+    compiled = sys.modules.get("shards.unfilter")
     if compiled is None or not data.startswith(_BEGIN) or len(data) < 33:
         return None
     width, height, *kind = _HEADER.unpack_from(data, 16)
