@@ -93,7 +93,8 @@ def measure(config: ScoreBench) -> Result:
         by_hand = partial(process_batch, raw.paths[:_BY_HAND], plain, settings)
         sides |= _tried("torchxrayvision's process_batch way", by_hand)
         whole = interleave("score, from a tar", sides, config.repeats)
-        grown = growth(fp32, raw.paths, work, settings, (1,) if config.quick else (1, 2, 4))
+        each = (1,) if config.quick else (_TIMES, 2 * _TIMES, 4 * _TIMES)
+        grown = growth(fp32, raw.paths, work, settings, each)
         what = (
             f"{network} at {config.size} x {config.size} with random weights, the peers in batches "
             f"of {config.batch}, model alone, --workers {config.workers}, on "
