@@ -28,11 +28,13 @@ setup: .venv/.done ## the .venv with the exact versions of constraints.txt (ONNX
 	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(ONNX),dev]'
 	touch $@
 
+# Two processes, whose threads share the cores: those that wait sleep at once.
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadfile
 test: setup ## the tests, but for the long ones and those that need a GPU
-	$(PY) -m pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not soak" $(ARGS)
 
 soak: setup ## the long tests: kills, fuzzing, an S3 server, a Ray cluster, a browser
-	$(PY) -m pytest -m soak -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m soak $(ARGS)
 
 browser: ## Debian's Chromium, which the tests of the report drive
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
