@@ -17,7 +17,7 @@ from bench.images import RawImages, fresh_folders, ingest_raw, raw_images
 from bench.memory import peak_mb
 from bench.peers import ENCODERS, img2dataset_shards
 from bench.result import Rates, Result, Side, interleave
-from ingest.engines import PRELOADED_FOR_MANY
+from ingest.engines import PRELOADED
 from shards.codec import Encoding
 
 CHESTXRAY14_IMAGES = 112_120
@@ -42,7 +42,7 @@ def measure(config: IngestBench) -> Result:
     config = settle(config)
     context = multiprocessing.get_context("forkserver")
     # One fork server serves both sides: the imports of both are paid for before the clock runs.
-    context.set_forkserver_preload([*PRELOADED_FOR_MANY, "bench.peers"])
+    context.set_forkserver_preload([*PRELOADED, "bench.peers"])
     multiprocessing.forkserver.ensure_running()
     with tempfile.TemporaryDirectory(prefix="cxrstack-bench-") as work:
         raw = raw_images(config, Path(work, "raw"), config.times)

@@ -126,7 +126,7 @@ def decoding_alone(archive: Path, settings: Settings) -> Side:
     def run() -> int:
         chunks = archive_chunks(Archive(archive, "tar"), lambda unit: False, None)
         tasks = (Task(None, chunk.images()) for chunk in chunks)
-        with DecodePool(settings.workers, settings.shorter_side, settings.size, many=True) as pool:
+        with DecodePool(settings.workers, settings.shorter_side, settings.size) as pool:
             return sum(len(found.errors) for _, found in pool.run(tasks))
 
     return run

@@ -14,14 +14,13 @@ from shards.codec import (
     MAX_PIXELS,
     BadImage,
     Encoding,
-    decode_doubtful,
     decode_grey,
+    decode_source,
     encode,
+    is_dicom,
     is_htj2k,
     read_header,
 )
-from shards.dicom import decode_dicom
-from shards.dicom_header import is_dicom
 from shards.preprocess import reduce_shorter_side
 
 _KEPT_EXTENSIONS = {
@@ -83,13 +82,6 @@ def encode_image(data: bytes, config: EncodeConfig) -> Encoded | Rejected:
     halved = (2 * reduced.shape[0], 2 * reduced.shape[1]) == grey.shape
     near = near_hash(reduced if halved else grey)
     return Encoded(image, extension, width, height, sha256, pixel_hash(grey), near)
-
-
-def decode_source(data: bytes, max_pixels: int) -> np.ndarray:
-    """A stranger's file -> (H, W) uint8 grey. BadImage when it does not decode."""
-    if is_dicom(data):
-        return decode_dicom(data, max_pixels)
-    return decode_doubtful(data, max_pixels)
 
 
 def pixel_hash(grey: np.ndarray) -> str:

@@ -36,9 +36,7 @@ from shards.console import RunFailed
 IMAGE_SECONDS = 60  # 100 megapixels of JPEG 2000, the slowest, take about 10
 CRASHED = f"the decoder crashed, or did not end within {IMAGE_SECONDS} s"
 _WINDOW = 3  # batches under way per worker: one at work, two waiting
-# 0.9 s more, and 1.3 ms less for each PNG. Without numba the server passes over the second.
-PRELOADED_FOR_MANY = ["ingest.preload", "shards.unfilter"]
-MANY = 1000  # images
+PRELOADED = ["ingest.preload"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _BATCH_IMAGES, _BATCH_BYTES = 4, 8 * 2**20  # few, so that all workers end together
 
@@ -175,12 +173,11 @@ def _sha256(data: Data) -> str:
         return ""
 
 
-def fork_server(images: int = 0) -> BaseContext:
-    """What forks the workers, started: no fork of a process with threads, and their imports, 0.7 s,
-    are paid for once, while the caller does something else. images: how many there are to encode;
-    the first call of a process decides."""
+def fork_server() -> BaseContext:
+    """What forks the workers, started: no fork of a process with threads, and their imports, 0.8 s,
+    are paid for once, while the caller does something else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED_FOR_MANY if images >= MANY else PRELOADED_FOR_MANY[:1])
+    context.set_forkserver_preload(PRELOADED)
     multiprocessing.forkserver.ensure_running()
     return context
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from ingest.engines import (
     IMAGE_SECONDS,
-    MANY,
     Encode,
     Job,
     LocalEngine,
@@ -145,7 +144,7 @@ def _local(engine: str, encode: Encode, seconds: float) -> LocalEngine:
         for old in _engines.values():
             old.__exit__()
         _engines.clear()
-        fork_server(MANY)  # a cluster is for many
+        fork_server()
         _engines[engine] = LocalEngine(1, encode, seconds)
     return _engines[engine]
 

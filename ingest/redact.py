@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ingest.choice import Choice, Kept
-from ingest.encode import EncodeConfig, Encoded, Rejected, decode_source, encode_image
+from ingest.encode import EncodeConfig, Encoded, Rejected, encode_image
 from ingest.engines import Job, LocalEngine
 from ingest.lists import Named
 from ingest.record import Record, Source
 from ingest.spool import Entry, Spool
-from shards.codec import BadImage, encode
+from shards.codec import BadImage, decode_source, encode
 from shards.console import RunFailed, UserError
 from shards.manifest import Manifest
 from shards.rectangles import Rectangle, Rectangles, read_rectangles

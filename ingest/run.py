@@ -73,7 +73,7 @@ def _make(
 ) -> Manifest:
     """The data set in a local folder. target: where it will be."""
     if config.engine == "local":
-        fork_server(len(records))  # it imports while the next lines look at the source
+        fork_server()  # it imports while the next lines look at the source
     encoding = config.encode_config()
     rectangles = read_rectangles(config.redact) if config.redact else {}
     missing = _refuse_early(source, records, config)

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from shards.codec import BadImage, decode_doubtful
+from shards.codec import BadImage, decode_source
 from shards.console import RunFailed
 from shards.preprocess import prepare
 
@@ -55,7 +55,7 @@ def decode_images(images: list[bytes], shorter_side: int | None, size: int) -> D
     errors: list[str | None] = [None] * len(images)
     for i, data in enumerate(images):
         try:
-            out[i] = prepare(decode_any(data), shorter_side, size)
+            out[i] = prepare(decode_source(data), shorter_side, size)
         except BadImage as error:
             errors[i] = str(error)
         except Exception as error:  # one image's trouble stays its own
@@ -63,21 +63,10 @@ def decode_images(images: list[bytes], shorter_side: int | None, size: int) -> D
     return Decoded(out, errors)
 
 
-def decode_any(data: bytes) -> np.ndarray:
-    """A stranger's image or DICOM file -> (H, W) uint8 grey. BadImage. Only in a worker."""
-    if data[128:132] == b"DICM":
-        from shards.dicom import decode_dicom  # 0.2 s, for those who have such files
-
-        return decode_dicom(data)
-    return decode_doubtful(data)
-
-
-def start_workers(many: bool = False) -> None:
-    """Begin to start the process that every pool's workers are forked from; it imports this module
-    (0.5 s) while the caller goes on. many: images, so that what each plain grey PNG takes 3 ms less
-    with pays for its import (1 s). The first call of a process decides."""
-    compiled = ["shards.unfilter", "shards.resample"] if many else []
-    forkserver.set_forkserver_preload([__name__, *compiled])
+def start_workers() -> None:
+    """Begin to start the process that every pool's workers are forked from; it imports what they
+    need (0.6 s) while the caller goes on."""
+    forkserver.set_forkserver_preload([__name__, "shards.unfilter", "shards.resample"])
     forkserver.ensure_running()
 
 
@@ -92,13 +81,12 @@ class DecodePool:
         decode: Decode = decode_images,
         *,
         seconds: float = SECONDS,
-        many: bool = False,
     ) -> None:
-        """seconds: that one image may take; many: as of start_workers()."""
+        """seconds: that one image may take."""
         self.seconds = seconds
         self.workers, self.decode = workers, decode
         self.shorter_side, self.size = shorter_side, size
-        start_workers(many)
+        start_workers()
         self._context = multiprocessing.get_context("forkserver")
         self._pool = self._start(workers)
 

@@ -30,7 +30,7 @@ from serve.network import Network, sha256_of
 from serve.providers import GpuOptions, Provider, create_session
 from serve.score_csv import check_csv, write_csv
 from serve.score_folder import Columns, ScoreFolder
-from serve.score_inputs import LIST_SIGN, are_many, find_archives
+from serve.score_inputs import LIST_SIGN, find_archives
 from serve.score_run import Share, Work, run_here
 from serve.thresholds import PointName, pick
 from serve.units import UNIT_INPUTS
@@ -112,7 +112,7 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
     """
     _check(config)
     archives = find_archives(config.archives, keep_names=config.keep_names)
-    start_workers(many=are_many(archives))
+    start_workers()
     _check_apart(config, archives)
     network = open_network(config)
     gpus = wanted_gpus(config.gpus, network.provider)

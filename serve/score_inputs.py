@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,6 @@ LIST_SIGN = "@"
 _SHARD = re.compile(r"[a-z0-9-]+-(train|val|test)-\d{6}\.tar")  # as ingest calls them
 _MAGIC = re.compile(r"[*?[]")
 _MAX_LIST_BYTES = 256 << 20
-_MANY, _IMAGE_BYTES = 300, 350_000  # images, and what one of ChestX-ray14 has at the least
 
 
 def find_archives(paths: Sequence[Path], *, keep_names: bool = False) -> list[Archive]:
@@ -67,19 +65,6 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"the list {path} is not UTF-8 text; one path or URL per line") from None
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def are_many(archives: Sequence[Archive]) -> bool:
-    """Whether the images are likely to be over 300, as far as it costs nothing to know."""
-    return any(_is_large(archive) for archive in archives)
-
-
-def _is_large(archive: Archive) -> bool:
-    if is_remote(archive.path):
-        return True
-    if archive.kind in ("folder", "files"):
-        return sum(1 for _ in islice(archive.named_files(), _MANY)) == _MANY
-    return archive.path.stat().st_size >= _MANY * _IMAGE_BYTES
 
 
 def _matches(path: Path) -> list[Path]:

@@ -108,7 +108,7 @@ def score_chunk(
         _open.clear()
         network = _network(model[0], config)
         info = network.info
-        _open[run] = DecodePool(1, info.shorter_side, info.size, many=True), network
+        _open[run] = DecodePool(1, info.shorter_side, info.size), network
     pool, network = _open[run]
     ((_, found),) = pool.run([Task(None, images)])
     sound = [image for image, error in zip(found.images, found.errors) if error is None]

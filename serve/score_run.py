@@ -15,7 +15,6 @@ from serve.decode import Decoded, DecodePool, Task
 from serve.dry_run import expected_inputs
 from serve.network import Network
 from serve.score_folder import Columns, Row, ScoreFolder
-from serve.score_inputs import are_many
 from serve.units import CHUNK_INPUTS, UNIT_INPUTS, Chunk, archive_chunks, unit_count
 from shards.console import RunFailed, progress
 
@@ -157,8 +156,7 @@ def _row(archive: str, member: str, key: str, scores: np.ndarray | None, error: 
 def run_here(work: Work, network: Network, workers: int, share: Share = Share()) -> None:
     """Decode in `workers` processes and score in this one, at the same time."""
     info = network.info
-    many = are_many(work.archives)
-    with DecodePool(workers, info.shorter_side, info.size, many=many) as pool:
+    with DecodePool(workers, info.shorter_side, info.size) as pool:
         take_in(work, network, pool.run(work.tasks(share)), shown=share.index == 0)
 
 

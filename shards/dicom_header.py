@@ -18,7 +18,7 @@ from pydicom.filereader import read_dataset, read_partial
 from pydicom.multival import MultiValue
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from shards.codec import BadImage
+from shards.codec import BadImage, is_dicom
 
 PREAMBLE_BYTES = 132  # 128 of anything, then DICM
 FIRST_BYTES = 1 << 16  # enough for nearly every header
@@ -70,11 +70,6 @@ class DicomHeader:
     image_laterality: str = field(default="", repr=False)
     burnt_in: str = field(default="", repr=False)
     view_meaning: str = field(default="", repr=False)
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether bytes begin as a DICOM file (PS3.10) does."""
-    return data[128:PREAMBLE_BYTES] == b"DICM"
 
 
 def read_header(stream: BinaryIO) -> DicomHeader:

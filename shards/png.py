@@ -1,15 +1,15 @@
-"""The commonest radiograph file, a plain grey 8-bit PNG, decoded at 1.5 times kornia-rs's rate.
+"""The commonest radiograph file, a plain grey 8-bit PNG, decoded at 1.7 times kornia-rs's rate.
 
 Only files in which everything is as it should be: all others are for the other decoders of
 `codec.decode_doubtful`, which read more kinds and tell what is wrong. All give the same pixels.
 """
 
 import struct
-import sys
 from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
+from isal import isal_zlib
 
 MAX_SIDE = 65_535  # DICOM's and JPEG's; one line of 50,000,000 costs the HTJ2K encoder 4 GB
 _BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -29,10 +29,10 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def decode_plain_png(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """(H, W) uint8, or None where others are to decode; as always in processes that have not
-    imported shards.unfilter: that takes 0.9 s, so whoever starts workers weighs it."""
-    compiled = sys.modules.get("shards.unfilter")
-    if compiled is None or not data.startswith(_BEGIN) or len(data) < 33:
+    """(H, W) uint8, or None where others are to decode."""
+    from shards.unfilter import padded, unfilter  # 0.13 s, for those who have such files
+
+    if not data.startswith(_BEGIN) or len(data) < 33:
         return None
     width, height, *kind = _HEADER.unpack_from(data, 16)
     if tuple(kind) != _PLAIN_GREY or not 0 < width * height <= max_pixels:
@@ -40,16 +40,19 @@ def decode_plain_png(data: bytes, max_pixels: int) -> np.ndarray | None:
     packed = _packed(data)
     if packed is None or max(width, height) > MAX_SIDE:
         return None
-    flat = np.empty(compiled.padded(width, height), np.uint8)
-    rows = flat[: height * (width + 1)]
+    size = height * (width + 1)
+    stream = isal_zlib.decompressobj()
     try:
-        found = imagecodecs.deflate_decode(packed, out=rows.data)  # libdeflate; checks Adler-32
-    except (RuntimeError, ValueError):
+        found = stream.decompress(packed, size + 1)  # 1.8 ms of 1024 x 1024, libdeflate 2.2
+    except isal_zlib.error:  # type: ignore[misc]  # the stub has it as an instance
         return None
-    if len(found) != len(rows) or rows[:: width + 1].max() > 4:
+    if len(found) != size or not stream.eof:  # at the end Adler-32 was right
         return None
-    image: np.ndarray = compiled.unfilter(flat, width, height)
-    return image
+    flat = np.empty(padded(width, height), np.uint8)
+    flat[:size] = np.frombuffer(found, np.uint8)
+    if flat[: size : width + 1].max() > 4:
+        return None
+    return unfilter(flat, width, height)
 
 
 def _packed(data: bytes) -> bytes | None:

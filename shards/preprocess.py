@@ -4,17 +4,14 @@
 2. the shorter side reduced to the data set's `shorter_side` by area averaging, never enlarged
    (ingest does this before it stores an image; scoring does it to raw images, so that a file gets
    the same pixels on both ways);
-3. antialiased bilinear resize to S x S (Pillow's BILINEAR: a triangle filter whose support grows
-   with the reduction), across and then down, which is what DALI's `resize(antialias=True)` computes
-   within 1 grey level on average;
+3. antialiased bilinear resize to S x S, across and then down (Pillow's BILINEAR: a triangle filter
+   whose support grows with the reduction; Pillow 13 takes tall images down first), which is what
+   DALI's `resize(antialias=True)` computes within 1 grey level on average;
 4. in the network's input: v / 255, one channel repeated to three, minus MEAN, over STD.
 """
 
-import sys
-
 import cv2
 import numpy as np
-from PIL import Image
 
 VERSION = 1
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as the papers use them
@@ -32,17 +29,12 @@ def reduce_shorter_side(image: np.ndarray, shorter_side: int | None) -> np.ndarr
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) uint8 -> (size, size) uint8, antialiased bilinear, aspect ratio not kept.
-
-    The same pixels at several times the rate in processes that have imported shards.resample.
-    """
+    """(H, W) uint8 -> (size, size) uint8, antialiased bilinear, aspect ratio not kept."""
     if image.shape == (size, size):
         return image
-    if compiled := sys.modules.get("shards.resample"):
-        return np.asarray(compiled.resize_like_pillow(image, size))
-    # Across, then down, whatever the version: Pillow 13 begins with the height of tall images.
-    across = Image.fromarray(image).resize((size, len(image)), Image.Resampling.BILINEAR)
-    return np.asarray(across.resize((size, size), Image.Resampling.BILINEAR))
+    from shards.resample import resize_like_pillow  # 0.13 s, for those who resize
+
+    return resize_like_pillow(image, size)
 
 
 def prepare(image: np.ndarray, shorter_side: int | None, size: int) -> np.ndarray:

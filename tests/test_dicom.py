@@ -22,9 +22,9 @@ from pydicom.uid import (
 )
 
 from ingest.encode import EncodeConfig, Encoded, Rejected, encode_image
-from shards.codec import BadImage
+from shards.codec import BadImage, is_dicom
 from shards.dicom import decode_dicom
-from shards.dicom_header import MAX_ELEMENTS, NotDicom, is_dicom, read_header
+from shards.dicom_header import MAX_ELEMENTS, NotDicom, read_header
 
 LOSSY = {JPEGBaseline8Bit: (8, 12), JPEGExtended12Bit: (12, 160)}  # bits, the largest error
 

@@ -1,7 +1,6 @@
 """ingest.engines: order, constant memory, and the crash of a decoder."""
 
 import hashlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -9,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest import engines
 from ingest.encode import Encoded, Rejected
-from ingest.engines import CRASHED, MANY, Job, LocalEngine
+from ingest.engines import CRASHED, Job, LocalEngine
 
 
 def fake_encode(data: bytes) -> Encoded | Rejected:
@@ -87,15 +85,3 @@ def test_files_are_read_by_the_workers(tmp_path: Path):
     crashed = results[3][1]
     assert isinstance(crashed, Rejected)
     assert crashed.sha256 == hashlib.sha256(b"crash").hexdigest()
-
-
-@pytest.mark.parametrize(("images", "compiled"), [(0, False), (MANY - 1, False), (MANY, True)])
-def test_what_takes_long_to_load_is_for_many_images(
-    monkeypatch: pytest.MonkeyPatch, images: int, compiled: bool
-):
-    asked: list[str] = []
-    context = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(context, "set_forkserver_preload", asked.extend)
-    engines.fork_server(images)
-    assert asked[0] == "ingest.preload"
-    assert ("shards.unfilter" in asked) == compiled

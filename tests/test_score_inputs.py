@@ -14,10 +14,9 @@ from test_archives import WRITERS, contents, only, write_folder, write_tar, writ
 from test_score import config, picture, pictures, rows
 
 from serve import archives, entries, score_run
-from serve.archives import Archive
 from serve.entries import ArchiveDamaged
 from serve.score import score
-from serve.score_inputs import _IMAGE_BYTES, _MANY, are_many, find_archives
+from serve.score_inputs import find_archives
 from serve.summary import SummaryConfig, summary
 from shards.codec import encode
 from shards.console import RunFailed, UserError
@@ -109,21 +108,6 @@ def test_globs_lists_and_folders_mixed(tmp_path, monkeypatch):
     ]
     (globbed,) = find_archives([Path("**/*.png")])
     assert [n for n, _, _ in contents(globbed)] == ["one/a.png", "one/b.png", "two/deep/d.png"]
-
-
-def test_many_images_are_told_by_numbers_and_bytes(tmp_path):
-    for name, count in (("few", _MANY - 1), ("more", _MANY)):
-        (tmp_path / name).mkdir()
-        for i in range(count):
-            (tmp_path / name / f"{i}.png").touch()
-    (few,), (more,) = find_archives((tmp_path / "few",)), find_archives((tmp_path / "more",))
-    large = Archive(tmp_path / "large.tar", "tar")
-    with large.path.open("wb") as file:
-        file.truncate(_MANY * _IMAGE_BYTES - 1)
-        assert not are_many([few, large])
-        file.truncate(_MANY * _IMAGE_BYTES)
-    assert are_many([few, large])
-    assert are_many([few, more])
 
 
 def test_lists_and_globs_that_cannot_be(tmp_path):

@@ -1,0 +1,107 @@
+"""The loops that are compiled. Only `compiled` imports this, where they are not compiled yet.
+
+Arrays come as addresses, contiguous unless a stride is given. Lines that look alike are the lanes
+of vectors: LLVM makes them of loops without branches over 8-bit and 32-bit integers.
+"""
+
+import numpy as np
+from numba import carray, cfunc
+
+from shards.compiled import BITS, ROWS, TAPS
+
+_BYTE = np.uint8
+_BYTES = "CPointer(uint8)"
+
+
+@cfunc(f"void({_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, int64)", error_model="numpy")
+def unfilter_rows(lanes_at, filters_at, above_at, scratch_at, done_at, width):  # type: ignore[no-untyped-def]
+    """PNG's filters undone in one block of rows (`unfilter` tells how it is laid out).
+
+    lanes: (width + ROWS, ROWS), at [s, r] the filtered byte of row r at x = s - r, or any outside
+    the image; filters: (ROWS, width + 1), of each row the first; above: (width,), the pixels above
+    the block; scratch: (8, ROWS + 1); done: the pixels, in the order of `lanes`.
+
+    `x - y if x > y else 0` is a saturating difference. Paeth: of left, up and corner that one which
+    is nearest to left + up - corner; with low and high the smaller and larger of left and up, that
+    is low where 2 (high - corner) <= corner - low, high where 2 (corner - low) <= high - corner,
+    else corner.
+    """
+    lanes = carray(lanes_at, (width + ROWS, ROWS))
+    filters = carray(filters_at, (ROWS * (width + 1),))
+    above = carray(above_at, (width,))
+    history = carray(scratch_at, (8, ROWS + 1))  # of the last 4 steps; at 0 the row above the block
+    done = carray(done_at, (width + ROWS, ROWS))
+    is_sub, is_up, is_average, is_paeth = history[4], history[5], history[6], history[7]
+    for r in range(ROWS):
+        filter_ = filters[r * (width + 1)]
+        is_sub[r] = 255 if filter_ == 1 else 0
+        is_up[r] = 255 if filter_ == 2 else 0
+        is_average[r] = 255 if filter_ == 3 else 0
+        is_paeth[r] = 255 if filter_ == 4 else 0
+    for step in range(4):
+        for r in range(ROWS + 1):
+            history[step, r] = 0
+    zero = _BYTE(0)
+    for s in range(width + ROWS):
+        before, last, now = history[s & 3], history[(s + 1) & 3], history[(s + 2) & 3]
+        given, result = lanes[s], done[s]
+        last[0] = above[s] if s < width else 0
+        for r in range(ROWS):
+            left, up, corner = last[r + 1], last[r], before[r]
+            low = left if left < up else up
+            high = up if left < up else left
+            over = _BYTE(high - corner) if high > corner else zero
+            under = _BYTE(corner - low) if corner > low else zero
+            more_under = _BYTE(under - over) if under > over else zero
+            more_over = _BYTE(over - under) if over > under else zero
+            paeth = low if over <= more_under else corner
+            paeth = high if under <= more_over else paeth
+            average = _BYTE(_BYTE(left & up) + _BYTE(_BYTE(left ^ up) >> 1))
+            predicted = _BYTE(
+                _BYTE(left & is_sub[r])
+                | _BYTE(up & is_up[r])
+                | _BYTE(average & is_average[r])
+                | _BYTE(paeth & is_paeth[r])
+            )
+            now[r + 1] = _BYTE(given[r] + predicted)
+        for r in range(s + 1, ROWS):
+            now[r + 1] = 0  # left of the image
+        for r in range(ROWS):
+            result[r] = now[r + 1]
+
+
+@cfunc(
+    f"void({_BYTES}, CPointer(int64), CPointer(int32), {_BYTES}, CPointer(int32),"
+    " int64, int64, int64, int64)",
+    error_model="numpy",
+)
+def add_rows(image_at, starts_at, weights_at, out_at, sums_at, given, width, wanted, taps):  # type: ignore[no-untyped-def]
+    """out (wanted, width): row i the sum of image's (given, width) rows from starts[i], times
+    weights[i] (taps,) in units of 2**-BITS, rounded; sums: (width,), scratch. Rows behind the last
+    must have the weight 0."""
+    image = carray(image_at, (given, width))
+    starts = carray(starts_at, (wanted,))
+    weights = carray(weights_at, (wanted, taps))
+    out = carray(out_at, (wanted, width))
+    sums = carray(sums_at, (width,))
+    end = given - 1
+    for row in range(wanted):
+        for i in range(width):
+            sums[i] = 1 << (BITS - 1)
+        for tap in range(0, taps, TAPS):
+            at = starts[row] + tap
+            a, b, c = image[min(at, end)], image[min(at + 1, end)], image[min(at + 2, end)]
+            d, e, f = image[min(at + 3, end)], image[min(at + 4, end)], image[min(at + 5, end)]
+            u, v, w = weights[row, tap], weights[row, tap + 1], weights[row, tap + 2]
+            x, y, z = weights[row, tap + 3], weights[row, tap + 4], weights[row, tap + 5]
+            for i in range(width):
+                sums[i] += (
+                    np.int32(a[i]) * u
+                    + np.int32(b[i]) * v
+                    + np.int32(c[i]) * w
+                    + np.int32(d[i]) * x
+                    + np.int32(e[i]) * y
+                    + np.int32(f[i]) * z
+                )
+        for i in range(width):
+            out[row, i] = np.uint8(sums[i] >> BITS)
