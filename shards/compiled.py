@@ -21,7 +21,12 @@ ROWS = 128  # that unfilter_rows takes: 64 take 1.3 times as long
 TAPS = 6  # rows that add_rows takes at a time: 512 -> 224 needs 5
 BITS = 22  # of a weight's fraction in add_rows, as Pillow has them
 _SOURCE = Path(__file__).with_name("kernels.py")
-_SIGNATURES = {"unfilter_rows": "PPPPPI", "add_rows": "PPPPPIIII"}  # P: an address, I: int64
+_SIGNATURES = {  # P: an address, I: int64
+    "unfilter_rows": "PPPPPI",
+    "add_rows": "PPPPPIIII",
+    "normalise_pixels": "PPPI",
+    "look_up_pixels": "PPPI",
+}
 _TYPES = {"P": ctypes.c_void_p, "I": ctypes.c_int64}
 # What numba's code for errors and for counted memory calls. The kernels have neither.
 _NEVER_CALLED = ("numba_gil_ensure", "numba_gil_release", "NRT_MemInfo_call_dtor")

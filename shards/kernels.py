@@ -105,3 +105,34 @@ def add_rows(image_at, starts_at, weights_at, out_at, sums_at, given, width, wan
                 )
         for i in range(width):
             out[row, i] = np.uint8(sums[i] >> BITS)
+
+
+@cfunc(f"void({_BYTES}, CPointer(float32), CPointer(float32), int64)", error_model="numpy")
+def normalise_pixels(grey_at, factors_at, out_at, count):  # type: ignore[no-untyped-def]
+    """out (count, 3): of each grey level (count,) three channels, level * factors[0, c] +
+    factors[1, c], rounded after each step."""
+    grey, factors = carray(grey_at, (count,)), carray(factors_at, (2, 3))
+    out = carray(out_at, (count, 3))
+    a, b, c = factors[0, 0], factors[0, 1], factors[0, 2]
+    u, v, w = factors[1, 0], factors[1, 1], factors[1, 2]
+    for i in range(count):
+        level = np.float32(grey[i])
+        out[i, 0] = level * a + u
+        out[i, 1] = level * b + v
+        out[i, 2] = level * c + w
+
+
+@cfunc("void(CPointer(uint8), CPointer(uint16), CPointer(uint16), int64)", error_model="numpy")
+def look_up_pixels(grey_at, table_at, out_at, count):  # type: ignore[no-untyped-def]
+    """out (3 * count,): of each grey level (count,) the first three of table's (256, 4) row. Four
+    are written at a time, which is one store; the next pixel overwrites the last."""
+    grey, table = carray(grey_at, (count,)), carray(table_at, (256, 4))
+    out = carray(out_at, (3 * count,))
+    for i in range(count - 1):
+        row = table[grey[i]]
+        a, b, c, d = row[0], row[1], row[2], row[3]
+        out[3 * i], out[3 * i + 1], out[3 * i + 2], out[3 * i + 3] = a, b, c, d
+    if count > 0:
+        row = table[grey[count - 1]]
+        for channel in range(3):
+            out[3 * count - 3 + channel] = row[channel]

@@ -43,7 +43,7 @@ EXTRA = {
         "whole_chestxray14_hours",
         "peak_mb_of_1_2_4_times",
     },
-    "input": {"resident_img_s", "kornia_img_s", "resident_ratio"},
+    "input": {"resident_img_s", "kornia_img_s", "resident_ratio", "jpeg_img_s"},
     "warp": {"share_of_write_limit", "threads_img_s"},
     "train": {"precision", "architecture", "percent_of_peak", "input_percent", "start_s"},
     "score": {"architecture", "end_to_end"},
