@@ -92,8 +92,11 @@ def _compile(machine: binding.TargetMachine) -> bytes:
 
 
 def _folders() -> list[Path]:
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [_SOURCE.parent / "__pycache__", user / "cxrstack"]
+    folders = [_SOURCE.parent / "__pycache__"]
+    with suppress(RuntimeError):  # a user without a home
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folders.append(user / "cxrstack")
+    return folders
 
 
 def _kept(name: str) -> bytes | None:

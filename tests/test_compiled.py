@@ -77,3 +77,12 @@ def test_another_source_or_cpu_has_another_name(monkeypatch: pytest.MonkeyPatch,
 def test_the_users_folder_is_where_they_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", os.sep + "x")
     assert compiled._folders()[1] == Path("/x/cxrstack")
+
+
+def test_a_user_without_a_home_has_one_folder(monkeypatch: pytest.MonkeyPatch):
+    def nowhere(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(nowhere))
+    assert compiled._folders() == [ROOT / "shards" / "__pycache__"]
