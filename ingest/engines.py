@@ -6,7 +6,6 @@ that crashes alone is rejected. A decoder that does not come to an end is ended:
 action is the death of the process, native code or not, and then the same happens.
 """
 
-import ctypes
 import hashlib
 import multiprocessing
 import multiprocessing.connection
@@ -19,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.context import BaseContext
@@ -30,6 +28,7 @@ import cv2
 
 from ingest.encode import Encoded, Rejected
 from ingest.files import read_file
+from shards import malloc
 from shards.codec import BadImage
 from shards.console import RunFailed
 
@@ -37,7 +36,6 @@ IMAGE_SECONDS = 60  # 100 megapixels of JPEG 2000, the slowest, take about 10
 CRASHED = f"the decoder crashed, or did not end within {IMAGE_SECONDS} s"
 _WINDOW = 3  # batches under way per worker: one at work, two waiting
 PRELOADED = ["ingest.preload"]
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _BATCH_IMAGES, _BATCH_BYTES = 4, 8 * 2**20  # few, so that all workers end together
 
 Outcome = Encoded | Rejected
@@ -201,19 +199,10 @@ def _start_worker() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # `_timed` counts on it
     warnings.simplefilter("ignore")  # Pillow's about damaged files: the outcome says it
     cv2.setNumThreads(1)
-    _keep_memory()
+    malloc.keep_some()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _keep_memory() -> None:
-    """Memory that is freed stays here, up to 64 MiB, for the next image. glibc would give back the
-    640 pages of an image and fetch them anew: 2 ms, a quarter of all that it takes."""
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
 
 
 def _die_with(sentinel: int) -> None:

@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
+from shards import malloc
 from shards.codec import BadImage, decode_source
 from shards.console import RunFailed
 from shards.preprocess import prepare
@@ -186,6 +187,7 @@ def _finished(decoded: Decoded) -> "Future[Decoded]":
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     cv2.setNumThreads(1)
+    malloc.keep_some()
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shards import malloc
 from shards.console import RunFailed, UserError, run
 from shards.console import parse as parse_flags
 from train.compare import CompareCommand, compare
@@ -112,6 +113,7 @@ def train(command: TrainCommand) -> None:
     world = World(config.device)
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+        malloc.keep_all()
     try:
         _train(command, config, world)
     except RuntimeError as error:

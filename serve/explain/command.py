@@ -33,6 +33,7 @@ from serve.explain.subjects import (
     from_shards,
     parse_where,
 )
+from shards import malloc
 from shards.console import RunFailed, UserError, progress, warn
 from shards.labels import Vocabulary
 from shards.writer import write_atomic
@@ -151,6 +152,8 @@ def load(run: Path, stage: str | None, methods: Sequence[str], precision: str) -
 
     model, spec = load_run_model(run, stage)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        malloc.keep_all()
     model = model.to(device)
     outputs = Outputs(spec.exclusive, spec.output)
     made = {m: Explainer(m, model, spec.size, outputs, precision) for m in methods}
