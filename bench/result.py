@@ -1,6 +1,7 @@
 """A question's answer: our rate and the peer's, measured in turns; as text and as a JSON line."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -86,12 +87,14 @@ def interleave(
 ) -> dict[str, Rates]:
     """Run the sides in turns, so that a machine's slow minute strikes all of them.
 
-    One turn goes ahead unmeasured: it fills the page cache and pays for imports and start-up.
+    One turn goes ahead unmeasured: it fills the page cache and pays for imports and start-up. What
+    a side wrote is on the disk before the next one begins, which does not pay for it.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
     with progress(label, (repeats + 1) * len(sides)) as advance:
         for turn in range(repeats + 1):
             for name, work in sides.items():
+                os.sync()
                 began = clock()
                 images = work()
                 rate = images / (clock() - began)
