@@ -7,7 +7,6 @@ end; until then the same command goes on from it.
 
 import hashlib
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from ingest.spool import lock
 from shards.console import UserError, progress
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.remote import RemotePath, is_remote
+from shards.user_cache import user_cache
 
 _READS = 16  # at a time: a request takes 20 to 50 ms, whatever the size of the image
 _HASHED_BYTES = 2**20
@@ -47,8 +47,7 @@ def work_folder(out: RemotePath, given: Path | None) -> Path:
     """Where data sets for a URL are made: the given folder, or one of the user's cache."""
     if given is not None:
         return given
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "cxrstack" / hashlib.sha256(str(out).encode()).hexdigest()[:16]
+    folder = user_cache() / hashlib.sha256(str(out).encode()).hexdigest()[:16]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # radiographs are nobody else's
     return folder
 

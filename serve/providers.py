@@ -4,7 +4,6 @@ ONNX Runtime runs on the CPU when a GPU's libraries do not load and only logs it
 UserError, except under `auto`, which says aloud what it took.
 """
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import onnxruntime
 
 from serve.model_info import INPUT_NAME, PROBABILITIES_NAME, ModelInfo, from_metadata
 from shards.console import UserError, warn
+from shards.user_cache import user_cache
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 _NAMES = {
@@ -130,8 +130,7 @@ def _provider_list(provider: str, gpu: GpuOptions) -> list[Any]:
     settings = {**_CUDA_OPTIONS, "device_id": gpu.device}
     if provider == "cuda":
         return [(_NAMES["cuda"], {**settings, "enable_cuda_graph": gpu.graph}), _NAMES["cpu"]]
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    engines = gpu.engines or Path(cache, "cxrstack", "tensorrt")
+    engines = gpu.engines or user_cache() / "tensorrt"
     engines.mkdir(parents=True, exist_ok=True)
     options = {
         "device_id": gpu.device,

@@ -17,6 +17,8 @@ import llvmlite
 import numpy as np
 from llvmlite import binding
 
+from shards.user_cache import user_cache
+
 ROWS = 128  # that unfilter_rows takes: 64 take 1.3 times as long
 TAPS = 6  # rows that add_rows takes at a time: 512 -> 224 needs 5
 BITS = 22  # of a weight's fraction in add_rows, as Pillow has them
@@ -94,8 +96,7 @@ def _compile(machine: binding.TargetMachine) -> bytes:
 def _folders() -> list[Path]:
     folders = [_SOURCE.parent / "__pycache__"]
     with suppress(RuntimeError):  # a user without a home
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folders.append(user / "cxrstack")
+        folders.append(user_cache())
     return folders
 
 
@@ -115,6 +116,7 @@ def _keep(name: str, code: bytes) -> bytes:
     for folder in _folders():
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
+            # Under a name of its own: several processes may compile at the same time.
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
                 file.write(hashlib.sha256(code).digest() + code)
             os.replace(file.name, folder / name)

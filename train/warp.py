@@ -21,8 +21,6 @@ from shards.preprocess import MEAN, STD
 from train.expand import Copies
 from train.sources import upload
 
-_FACTORS = tuple(1 / (255 * std) for std in STD)
-_OFFSETS = tuple(-mean / std for mean, std in zip(MEAN, STD))
 _FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -117,7 +115,8 @@ class _Scratch:
         self.warped = np.empty((size, size), np.uint8)
         if dtype == torch.float32:
             self.normalise = Kernel("normalise_pixels")
-            self.table = np.array([_FACTORS, _OFFSETS], np.float32)
+            factors = [[1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD)]]
+            self.table = np.array(factors, np.float32)
         else:
             self.normalise, self.table = Kernel("look_up_pixels"), _table(dtype)
         y, x = np.mgrid[:size, :size].astype(np.float32)
