@@ -28,6 +28,8 @@ _SIGNATURES = {  # P: an address, I: int64
     "add_rows": "PPPPPIIII",
     "normalise_pixels": "PPPI",
     "look_up_pixels": "PPPI",
+    "pack_corners": "PPI",
+    "warp_affine": "PPPPPI",
 }
 _TYPES = {"P": ctypes.c_void_p, "I": ctypes.c_int64}
 # What numba's code for errors and for counted memory calls. The kernels have neither.
@@ -43,8 +45,16 @@ class Kernel:
         self._call = ctypes.CFUNCTYPE(None, *(_TYPES[kind] for kind in _SIGNATURES[name]))(address)
 
     def __call__(self, *arguments: np.ndarray | int) -> None:
-        """Arrays must be contiguous, and of the shape and type that the kernel tells."""
-        self._call(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
+        """Arrays, or their addresses. They must be contiguous, and of the shape and type that the
+        kernel tells."""
+        self._call(*(address(a) if isinstance(a, np.ndarray) else a for a in arguments))
+
+
+def address(array: np.ndarray) -> int:
+    """Where a contiguous array begins, while it lives."""
+    assert array.flags.c_contiguous
+    at: int = array.ctypes.data
+    return at
 
 
 @cache

@@ -136,3 +136,66 @@ def look_up_pixels(grey_at, table_at, out_at, count):  # type: ignore[no-untyped
         row = table[grey[count - 1]]
         for channel in range(3):
             out[3 * count - 3 + channel] = row[channel]
+
+
+@cfunc("void(CPointer(uint8), CPointer(uint32), int64)", error_model="numpy")
+def pack_corners(image_at, corners_at, size):  # type: ignore[no-untyped-def]
+    """corners (size + 2, size + 2): at [y, x] the four pixels of image (size, size), black outside,
+    whose upper left one is (x - 1, y - 1), a byte each: upper two, lower two."""
+    image = carray(image_at, (size, size))
+    corners = carray(corners_at, (size + 2, size + 2))
+    last = size - 1
+    for y in range(size + 2):
+        over, under, row = image[min(max(y - 1, 0), last)], image[min(y, last)], corners[y]
+        has_over = np.uint32(255 if 0 < y <= size else 0)
+        has_under = np.uint32(255 if y < size else 0)
+        row[0] = (over[0] & has_over) << 8 | (under[0] & has_under) << 24
+        for x in range(1, size):
+            row[x] = (
+                (np.uint32(over[x - 1]) & has_over)
+                | (np.uint32(over[x]) & has_over) << 8
+                | (np.uint32(under[x - 1]) & has_under) << 16
+                | (np.uint32(under[x]) & has_under) << 24
+            )
+        row[size] = (over[last] & has_over) | (under[last] & has_under) << 16
+        row[size + 1] = 0
+
+
+@cfunc(
+    f"void(CPointer(uint32), CPointer(float32), {_BYTES}, CPointer(uint32), CPointer(float32),"
+    " int64)",
+    error_model="numpy",
+)
+def warp_affine(corners_at, matrix_at, out_at, found_at, shares_at, size):  # type: ignore[no-untyped-def]
+    """out (size, size): the image of `pack_corners`, sampled bilinearly at matrix (2, 3) times
+    (x, y, 1), rounded; found: (2, size), shares: (2, size), scratch. A row in three passes, so that
+    all but the look-up are vectors."""
+    corners = carray(corners_at, ((size + 2) * (size + 2),))
+    matrix, out = carray(matrix_at, (6,)), carray(out_at, (size, size))
+    found, shares = carray(found_at, (2, size)), carray(shares_at, (2, size))
+    places, four, across, down = found[0], found[1], shares[0], shares[1]
+    first, behind, half = np.float32(0), np.float32(size + 1), np.float32(0.5)
+    wide, byte = np.int32(size + 2), np.uint32(255)
+    a, d = matrix[0], matrix[3]
+    for y in range(size):
+        c = np.float32(matrix[1] * np.float32(y) + matrix[2]) + np.float32(1)
+        f = np.float32(matrix[4] * np.float32(y) + matrix[5]) + np.float32(1)
+        row = out[y]
+        for x in range(size):
+            column = np.float32(np.int32(x))
+            u, v = a * column + c, d * column + f
+            u = u if u > first else first
+            u = u if u < behind else behind
+            v = v if v > first else first
+            v = v if v < behind else behind
+            left, top = np.int32(u), np.int32(v)
+            across[x], down[x] = u - np.float32(left), v - np.float32(top)
+            places[x] = np.uint32(top * wide + left)
+        for x in range(size):
+            four[x] = corners[np.uint64(places[x])]
+        for x in range(size):
+            k = four[x]
+            p, q = np.float32(np.int32(k & byte)), np.float32(np.int32((k >> 8) & byte))
+            r, s = np.float32(np.int32((k >> 16) & byte)), np.float32(np.int32(k >> 24))
+            over, under = p + (q - p) * across[x], r + (s - r) * across[x]
+            row[x] = np.uint8(np.int32(over + (under - over) * down[x] + half))

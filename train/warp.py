@@ -1,8 +1,8 @@
 """Copies -> the network's input: warped once, normalised, in the training dtype, channels_last.
 
-On a CPU OpenCV warps the bytes in threads and two passes write the three channels; on a GPU one
-fused kernel does all (train/warp_triton.py). `warp_slowly` is the reference. All sample
-bilinearly with black outside.
+On a CPU compiled loops warp the bytes and write the three channels, in threads; on a GPU one fused
+kernel does all (train/warp_triton.py). `warp_slowly` is the reference. All sample bilinearly with
+black outside.
 """
 
 import subprocess
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shards.compiled import Kernel, address
 from shards.preprocess import MEAN, STD
 from train.expand import Copies
 from train.sources import upload
 
-_FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -29,7 +29,7 @@ class Warper:
     """Renders copies of resident images. dtype: of the output; threads: on a CPU, 0 takes torch's.
 
     On a CPU the output is a buffer that the next call overwrites: the page faults of a fresh one
-    cost twice the work (3,100 images of 224 x 224 per second and core in the place of 10,000).
+    cost more than the work (3,100 images of 224 x 224 per second and core in the place of 8,000).
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32, threads: int = 0) -> None:
@@ -38,7 +38,7 @@ class Warper:
         self._buffer = torch.empty(0, dtype=dtype)
         self._scratch: list[_Scratch] = []
         self._pool: ThreadPoolExecutor | None = None
-        # OpenCV would cut every small image in stripes: 6,700 copies a second and core, not 11,000.
+        # The threads here are enough: OpenCV, which bends and mirrors, would cut images in stripes.
         cv2.setNumThreads(1)
 
     def __call__(self, images: Tensor, copies: Copies) -> Tensor:
@@ -53,15 +53,16 @@ class Warper:
         out = self._take(shape)
         bare = out if self.dtype == torch.float32 else out.view(torch.int16)
         target = bare.numpy() if self.dtype == torch.float32 else bare.numpy().view(np.uint16)
-        parts = np.array_split(np.arange(len(copies)), min(self.threads, max(len(copies), 1)))
+        order = np.argsort(copies.sample, kind="stable")
+        parts = np.array_split(order, min(self.threads, max(len(copies), 1)))
         while len(self._scratch) < len(parts):
             self._scratch.append(_Scratch(images.shape[-1], self.dtype))
         if len(parts) == 1:
-            self._scratch[0].render(images, copies, target)
+            self._scratch[0].render(images, copies, parts[0], target)
         else:
             self._pool = self._pool or ThreadPoolExecutor(self.threads)
             work = (
-                self._pool.submit(scratch.render, images, copies[part], target[part[0] :])
+                self._pool.submit(scratch.render, images, copies, part, target)
                 for scratch, part in zip(self._scratch, parts)
             )
             for done in list(work):
@@ -109,10 +110,12 @@ class _Scratch:
     """One thread's work: what it writes between the image and the output stays in its cache."""
 
     def __init__(self, size: int, dtype: torch.dtype) -> None:
-        from shards.compiled import Kernel  # 0.13 s, for CPUs
 
         self.size = size
         self.warped = np.empty((size, size), np.uint8)
+        self.pack, self.warp = Kernel("pack_corners"), Kernel("warp_affine")
+        self.corners = np.empty((size + 2, size + 2), np.uint32)
+        self.scratch = np.empty((2, size), np.uint32), np.empty((2, size), np.float32)
         if dtype == torch.float32:
             self.normalise = Kernel("normalise_pixels")
             factors = [[1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD)]]
@@ -122,35 +125,47 @@ class _Scratch:
         y, x = np.mgrid[:size, :size].astype(np.float32)
         self.pixels = np.stack([x, y], axis=-1)
 
-    def render(self, images: np.ndarray, copies: Copies, out: np.ndarray) -> None:
-        """out: (>= K, S, S, 3) float32, or uint16 that holds the bits of a 16-bit float."""
-        plain, mirror = np.eye(2, 3), np.array([[-1, 0, self.size - 1], [0, 1, 0]])
-        is_plain = np.all(copies.matrices == plain, axis=(1, 2))
-        is_mirror = np.all(copies.matrices == mirror, axis=(1, 2))
+    def render(
+        self, images: np.ndarray, copies: Copies, numbers: np.ndarray, out: np.ndarray
+    ) -> None:
+        """The copies with these numbers, best those of one image one after another. out: (>= K, S,
+        S, 3) float32, or uint16 that holds the bits of a 16-bit float."""
+        size, pixels = self.size, self.size**2
+        matrices = np.ascontiguousarray(copies.matrices, np.float32)
+        is_plain = np.all(matrices == np.eye(2, 3), axis=(1, 2))
+        is_mirror = np.all(matrices == [[-1, 0, size - 1], [0, 1, 0]], axis=(1, 2))
         is_elastic = np.any(copies.elastic, axis=(1, 2, 3))
-        for number, matrix in enumerate(copies.matrices):
-            source = jitter(images[copies.sample[number]], *copies.jitter[number])
+        is_same = np.all(copies.jitter == 1, axis=1)
+        # Asked for once: numpy takes 1 us to tell an array's address.
+        ours = (self.corners, self.warped, *self.scratch, self.table)
+        corners, warped, found, shares, table = (address(array) for array in ours)
+        matrix_at, out_at = address(matrices), address(out)
+        packed = -1  # the sample whose pixels `corners` holds
+        for number in numbers.tolist():
+            sample = copies.sample[number]
+            grey = jitter(images[sample], *copies.jitter[number])
+            at = warped
             if is_elastic[number]:
-                self._bend(source, matrix, copies.elastic[number])
+                self._bend(grey, matrices[number], copies.elastic[number])
             elif is_mirror[number]:
-                cv2.flip(source, 1, dst=self.warped)
-            elif not is_plain[number]:
-                cv2.warpAffine(
-                    source, matrix, (self.size, self.size), dst=self.warped, flags=_FLAGS
-                )
-            still = is_plain[number] and not is_elastic[number]
-            self._normalise(source if still else self.warped, out[number])
+                cv2.flip(grey, 1, dst=self.warped)
+            elif is_plain[number]:
+                at = address(grey)
+            else:
+                if sample != packed or not is_same[number]:
+                    self.pack(address(grey), corners, size)
+                packed = sample if is_same[number] else -1
+                matrix = matrix_at + number * matrices.strides[0]
+                self.warp(corners, matrix, warped, found, shares, size)
+            # Step 4 of the contract. Per image of 224 x 224 and core: 48 us in float32, which is
+            # what the memory takes (by numpy and OpenCV 100), and in 16 bits too.
+            self.normalise(at, table, out_at + number * out.strides[0], pixels)
 
     def _bend(self, source: np.ndarray, matrix: np.ndarray, points: np.ndarray) -> None:
         """Where an output pixel comes from: first moved, then mapped."""
         size = (self.size, self.size)
         moved = cv2.resize(points, size, interpolation=cv2.INTER_CUBIC) + self.pixels
         cv2.remap(source, cv2.transform(moved, matrix), None, cv2.INTER_LINEAR, dst=self.warped)
-
-    def _normalise(self, grey: np.ndarray, out: np.ndarray) -> None:
-        """(S, S) uint8 -> (S, S, 3): step 4 of the contract. Per image of 224 x 224 and core: 48 us
-        in float32, which is what the memory takes (by numpy and OpenCV 100), and in 16 bits too."""
-        self.normalise(np.ascontiguousarray(grey), self.table, out, grey.size)
 
 
 def _table(dtype: torch.dtype) -> np.ndarray:
