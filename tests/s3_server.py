@@ -39,6 +39,7 @@ class Cutter:
                 if self.cut and self.cut in data:
                     self.cuts += 1
                     head, _, body = data.partition(b"\r\n\r\n")
+                    source.shutdown(socket.SHUT_RDWR)  # first: the server may be quick to answer
                     sink.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
                     break
                 sink.sendall(data)
