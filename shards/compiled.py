@@ -1,4 +1,4 @@
-"""The loops of `kernels`, compiled once for this CPU (5 s) and then loaded without numba, whose
+"""The loops of `kernels`, compiled once for this CPU (10 s) and then loaded without numba, whose
 import takes 1 s, where llvmlite's, which is all that is needed, takes 0.13 s.
 
 The object code stays in this folder's __pycache__, or in the user's cache where that cannot be
@@ -22,18 +22,25 @@ from shards.user_cache import user_cache
 ROWS = 128  # that unfilter_rows takes: 64 take 1.3 times as long
 TAPS = 6  # rows that add_rows takes at a time: 512 -> 224 needs 5
 BITS = 22  # of a weight's fraction in add_rows, as Pillow has them
+PLAIN, MIRROR, WARP = range(3)  # how a copy is made of an image
 _SOURCE = Path(__file__).with_name("kernels.py")
 _SIGNATURES = {  # P: an address, I: int64
     "unfilter_rows": "PPPPPI",
     "add_rows": "PPPPPIIII",
-    "normalise_pixels": "PPPI",
-    "look_up_pixels": "PPPI",
-    "pack_corners": "PPI",
-    "warp_affine": "PPPPPI",
+    "render_float32": "PPPPPPPPPII",
+    "render_uint16": "PPPPPPPPPII",
 }
 _TYPES = {"P": ctypes.c_void_p, "I": ctypes.c_int64}
 # What numba's code for errors and for counted memory calls. The kernels have neither.
-_NEVER_CALLED = ("numba_gil_ensure", "numba_gil_release", "NRT_MemInfo_call_dtor")
+_NEVER_CALLED = (
+    "numba_gil_ensure",
+    "numba_gil_release",
+    "numba_unpickle",
+    "numba_do_raise",
+    "numba_runtime_build_excinfo_struct",
+    "NRT_Free",
+    "NRT_MemInfo_call_dtor",
+)
 _CHECKSUM_BYTES = 32
 
 
@@ -45,16 +52,8 @@ class Kernel:
         self._call = ctypes.CFUNCTYPE(None, *(_TYPES[kind] for kind in _SIGNATURES[name]))(address)
 
     def __call__(self, *arguments: np.ndarray | int) -> None:
-        """Arrays, or their addresses. They must be contiguous, and of the shape and type that the
-        kernel tells."""
-        self._call(*(address(a) if isinstance(a, np.ndarray) else a for a in arguments))
-
-
-def address(array: np.ndarray) -> int:
-    """Where a contiguous array begins, while it lives."""
-    assert array.flags.c_contiguous
-    at: int = array.ctypes.data
-    return at
+        """Arrays must be contiguous, and of the shape and type that the kernel tells."""
+        self._call(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
 
 
 @cache
@@ -99,8 +98,17 @@ def _compile(machine: binding.TargetMachine) -> bytes:
         whole.link_in(
             binding.parse_assembly(kernel.inspect_llvm().replace(kernel.native_name, name))
         )
+    _check_calls(whole)
     code: bytes = machine.emit_object(whole)
     return code
+
+
+def _check_calls(whole: binding.ModuleRef) -> None:
+    """Without numba a call of its run time would jump to address 0."""
+    called = {f.name for f in whole.functions if f.is_declaration} - set(_NEVER_CALLED)
+    known = {n for n in called if n.startswith("llvm.") or hasattr(ctypes.pythonapi, n)}
+    if called - known:
+        raise AssertionError(f"the kernels need numba to run: {sorted(called - known)}")
 
 
 def _folders() -> list[Path]:

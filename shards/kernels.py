@@ -1,13 +1,14 @@
-"""The loops that are compiled. Only `compiled` imports this, where they are not compiled yet.
+"""The compiled loops: PNG filters, resize, warp. Only `compiled` imports this, where they are not
+compiled yet.
 
 Arrays come as addresses, contiguous unless a stride is given. Lines that look alike are the lanes
 of vectors: LLVM makes them of loops without branches over 8-bit and 32-bit integers.
 """
 
 import numpy as np
-from numba import carray, cfunc
+from numba import carray, cfunc, njit
 
-from shards.compiled import BITS, ROWS, TAPS
+from shards.compiled import BITS, MIRROR, PLAIN, ROWS, TAPS, WARP
 
 _BYTE = np.uint8
 _BYTES = "CPointer(uint8)"
@@ -107,43 +108,11 @@ def add_rows(image_at, starts_at, weights_at, out_at, sums_at, given, width, wan
             out[row, i] = np.uint8(sums[i] >> BITS)
 
 
-@cfunc(f"void({_BYTES}, CPointer(float32), CPointer(float32), int64)", error_model="numpy")
-def normalise_pixels(grey_at, factors_at, out_at, count):  # type: ignore[no-untyped-def]
-    """out (count, 3): of each grey level (count,) three channels, level * factors[0, c] +
-    factors[1, c], rounded after each step."""
-    grey, factors = carray(grey_at, (count,)), carray(factors_at, (2, 3))
-    out = carray(out_at, (count, 3))
-    a, b, c = factors[0, 0], factors[0, 1], factors[0, 2]
-    u, v, w = factors[1, 0], factors[1, 1], factors[1, 2]
-    for i in range(count):
-        level = np.float32(grey[i])
-        out[i, 0] = level * a + u
-        out[i, 1] = level * b + v
-        out[i, 2] = level * c + w
-
-
-@cfunc("void(CPointer(uint8), CPointer(uint16), CPointer(uint16), int64)", error_model="numpy")
-def look_up_pixels(grey_at, table_at, out_at, count):  # type: ignore[no-untyped-def]
-    """out (3 * count,): of each grey level (count,) the first three of table's (256, 4) row. Four
-    are written at a time, which is one store; the next pixel overwrites the last."""
-    grey, table = carray(grey_at, (count,)), carray(table_at, (256, 4))
-    out = carray(out_at, (3 * count,))
-    for i in range(count - 1):
-        row = table[grey[i]]
-        a, b, c, d = row[0], row[1], row[2], row[3]
-        out[3 * i], out[3 * i + 1], out[3 * i + 2], out[3 * i + 3] = a, b, c, d
-    if count > 0:
-        row = table[grey[count - 1]]
-        for channel in range(3):
-            out[3 * count - 3 + channel] = row[channel]
-
-
-@cfunc("void(CPointer(uint8), CPointer(uint32), int64)", error_model="numpy")
-def pack_corners(image_at, corners_at, size):  # type: ignore[no-untyped-def]
+@njit(error_model="numpy")
+def _pack_corners(image, corners):  # type: ignore[no-untyped-def]
     """corners (size + 2, size + 2): at [y, x] the four pixels of image (size, size), black outside,
     whose upper left one is (x - 1, y - 1), a byte each: upper two, lower two."""
-    image = carray(image_at, (size, size))
-    corners = carray(corners_at, (size + 2, size + 2))
+    size = len(image)
     last = size - 1
     for y in range(size + 2):
         over, under, row = image[min(max(y - 1, 0), last)], image[min(y, last)], corners[y]
@@ -161,25 +130,18 @@ def pack_corners(image_at, corners_at, size):  # type: ignore[no-untyped-def]
         row[size + 1] = 0
 
 
-@cfunc(
-    f"void(CPointer(uint32), CPointer(float32), {_BYTES}, CPointer(uint32), CPointer(float32),"
-    " int64)",
-    error_model="numpy",
-)
-def warp_affine(corners_at, matrix_at, out_at, found_at, shares_at, size):  # type: ignore[no-untyped-def]
-    """out (size, size): the image of `pack_corners`, sampled bilinearly at matrix (2, 3) times
-    (x, y, 1), rounded; found: (2, size), shares: (2, size), scratch. A row in three passes, so that
-    all but the look-up are vectors."""
-    corners = carray(corners_at, ((size + 2) * (size + 2),))
-    matrix, out = carray(matrix_at, (6,)), carray(out_at, (size, size))
-    found, shares = carray(found_at, (2, size)), carray(shares_at, (2, size))
-    places, four, across, down = found[0], found[1], shares[0], shares[1]
+@njit(error_model="numpy")
+def _warp(corners, matrix, out, places, four, across, down):  # type: ignore[no-untyped-def]
+    """out (size, size): the image of these corners, flat, sampled bilinearly at matrix (2, 3) times
+    (x, y, 1) and rounded; the rest is scratch, (size,) each. A row in three passes, so that all but
+    the look-up are vectors."""
+    size = len(out)
     first, behind, half = np.float32(0), np.float32(size + 1), np.float32(0.5)
     wide, byte = np.int32(size + 2), np.uint32(255)
-    a, d = matrix[0], matrix[3]
+    a, d = matrix[0, 0], matrix[1, 0]
     for y in range(size):
-        c = np.float32(matrix[1] * np.float32(y) + matrix[2]) + np.float32(1)
-        f = np.float32(matrix[4] * np.float32(y) + matrix[5]) + np.float32(1)
+        c = np.float32(matrix[0, 1] * np.float32(y) + matrix[0, 2]) + np.float32(1)
+        f = np.float32(matrix[1, 1] * np.float32(y) + matrix[1, 2]) + np.float32(1)
         row = out[y]
         for x in range(size):
             column = np.float32(np.int32(x))
@@ -199,3 +161,97 @@ def warp_affine(corners_at, matrix_at, out_at, found_at, shares_at, size):  # ty
             r, s = np.float32(np.int32((k >> 16) & byte)), np.float32(np.int32(k >> 24))
             over, under = p + (q - p) * across[x], r + (s - r) * across[x]
             row[x] = np.uint8(np.int32(over + (under - over) * down[x] + half))
+
+
+@njit(error_model="numpy")
+def _mirror(image, out):  # type: ignore[no-untyped-def]
+    size = len(image)
+    for y in range(size):
+        given, row = image[y], out[y]
+        for x in range(size):
+            row[x] = given[size - 1 - x]
+
+
+@njit(error_model="numpy")
+def _normalise(grey, factors, out):  # type: ignore[no-untyped-def]
+    """out (size, 3 * size): of each grey level (size, size) three channels, level * factors[0, c] +
+    factors[1, c], rounded after each step."""
+    a, b, c = factors[0, 0], factors[0, 1], factors[0, 2]
+    u, v, w = factors[1, 0], factors[1, 1], factors[1, 2]
+    for y in range(len(grey)):
+        levels, row = grey[y], out[y]
+        for x in range(len(grey)):
+            level = np.float32(levels[x])
+            row[3 * x] = level * a + u
+            row[3 * x + 1] = level * b + v
+            row[3 * x + 2] = level * c + w
+
+
+@njit(error_model="numpy")
+def _look_up(grey, table, out):  # type: ignore[no-untyped-def]
+    """out (size, 3 * size): of each grey level (size, size) the first three of table's (256, 4)
+    row. Four are written at a time, which is one store; the next pixel overwrites the last."""
+    last = len(grey) - 1
+    for y in range(len(grey)):
+        levels, row = grey[y], out[y]
+        for x in range(last):
+            found = table[levels[x]]
+            a, b, c, d = found[0], found[1], found[2], found[3]
+            row[3 * x], row[3 * x + 1], row[3 * x + 2], row[3 * x + 3] = a, b, c, d
+        for channel in range(3):
+            row[3 * last + channel] = table[levels[last], channel]
+
+
+@njit(error_model="numpy")
+def _render(finish, table, images, plan, matrices, out, packing, warped, found, shares):  # type: ignore[no-untyped-def]
+    """Copies of images (N, size, size) -> out (K, size, 3 * size). Each row of plan (n, 3): a
+    copy's image, its number in matrices (K, 2, 3) and out, and one of PLAIN, MIRROR and WARP;
+    best the copies of one image one after another. The rest is scratch."""
+    corners, flat_corners = packing
+    packed = -1
+    for i in range(len(plan)):
+        sample, number, how = plan[i, 0], plan[i, 1], plan[i, 2]
+        image = images[sample]
+        if how == MIRROR:
+            _mirror(image, warped)
+        elif how == WARP:
+            if sample != packed:
+                _pack_corners(image, corners)
+            packed = sample
+            matrix, places, four = matrices[number], found[0], found[1]
+            _warp(flat_corners, matrix, warped, places, four, shares[0], shares[1])
+        if how == PLAIN:
+            finish(image, table, out[number])
+        else:
+            finish(warped, table, out[number])
+
+
+def _renderer(kind, finish, shape):  # type: ignore[no-untyped-def]
+    """`_render` for an output of that type, with a table of that shape."""
+    floats, words = "CPointer(float32)", "CPointer(uint32)"
+    given = f"CPointer({kind}), {_BYTES}, CPointer(int64), {floats}, CPointer({kind})"
+    many = 1 << 30  # in the place of a length that is not needed
+
+    @cfunc(
+        f"void({given}, {words}, {_BYTES}, {words}, {floats}, int64, int64)", error_model="numpy"
+    )
+    def render(table, images, plan, matrices, out, corners, warped, found, shares, size, count):  # type: ignore[no-untyped-def]
+        wide = size + 2
+        _render(
+            finish,
+            carray(table, shape),
+            carray(images, (many, size, size)),
+            carray(plan, (count, 3)),
+            carray(matrices, (many, 2, 3)),
+            carray(out, (many, size, 3 * size)),
+            (carray(corners, (wide, wide)), carray(corners, (wide * wide,))),
+            carray(warped, (size, size)),
+            carray(found, (2, size)),
+            carray(shares, (2, size)),
+        )
+
+    return render
+
+
+render_float32 = _renderer("float32", _normalise, (2, 3))
+render_uint16 = _renderer("uint16", _look_up, (256, 4))
