@@ -41,7 +41,8 @@ from train.monitor import Monitor
 
 _CALIBRATION = 32  # images that set int8's ranges
 _BY_HAND = 24  # images of a repetition of the process_batch way, which takes 0.1 s for each
-_TIMES = 4  # the tar holds each image so often, that the start of processes is a small part
+_TIMES = 8  # the tar holds each image so often, that the start of processes is a small part
+_GROWTH = (4, 8, 16)  # the same for the archives of 1, 2 and 4 times the size
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def measure(config: ScoreBench) -> Result:
         by_hand = partial(process_batch, raw.paths[:_BY_HAND], plain, settings)
         sides |= _tried("torchxrayvision's process_batch way", by_hand)
         whole = interleave("score, from a tar", sides, config.repeats)
-        each = (1,) if config.quick else (_TIMES, 2 * _TIMES, 4 * _TIMES)
+        each = (1,) if config.quick else _GROWTH
         grown = growth(fp32, raw.paths, work, settings, each)
         what = (
             f"{network} at {config.size} x {config.size} with random weights, the peers in batches "

@@ -124,7 +124,7 @@ def decoding_alone(archive: Path, settings: Settings) -> Side:
     """The same tar and workers, without a network."""
 
     def run() -> int:
-        chunks = archive_chunks(Archive(archive, "tar"), lambda unit: False, None)
+        chunks = archive_chunks(Archive(archive, "tar"), lambda unit: False, None, in_place=True)
         tasks = (Task(None, chunk.images()) for chunk in chunks)
         with DecodePool(settings.workers, settings.shorter_side, settings.size) as pool:
             return sum(len(found.errors) for _, found in pool.run(tasks))

@@ -11,11 +11,12 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO, Literal, cast
 
 from serve.entries import (
@@ -26,6 +27,7 @@ from serve.entries import (
     Budget,
     Entry,
     Member,
+    Piece,
     guarded,
     is_archive_name,
     is_input,
@@ -86,8 +88,16 @@ class Archive:
         budget = Budget(size)
         with self.path.open("rb") as file:
             stream = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file))
+            local = not is_remote(self.path)
+            piece = partial(Piece, str(self.path), str(self.called)) if local else None
             found = _members(
-                self.kind, cast(BinaryIO, stream), size, budget, seekable=True, in_order=False
+                self.kind,
+                cast(BinaryIO, stream),
+                size,
+                budget,
+                seekable=True,
+                in_order=False,
+                piece=piece,
             )
             yield from _entries(found, self.skipped, budget)
 
@@ -107,7 +117,8 @@ class Archive:
     def _file_members(self) -> Iterator[Member]:
         for name, file, is_link in self.named_files():
             read, stream = partial(_read_file, file), cast(Any, partial(file.open, "rb"))
-            yield Member(name, 0, read=read, stream=stream, link=is_link)
+            piece = None if is_remote(file) else _whole(file, self.called)
+            yield Member(name, 0, read=read, stream=stream, link=is_link, piece=piece)
 
 
 def identify(archive: Archive) -> Identity:
@@ -201,6 +212,17 @@ def walk_files(folder: Path) -> Iterator[tuple[Path, bool]]:
             yield Path(item.path), not item.is_file(follow_symlinks=False)
 
 
+def _whole(path: Path, called: Path) -> Piece | None:
+    """A regular file; None where reading it will tell what is wrong with it."""
+    try:
+        found = path.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    if not S_ISREG(found.st_mode) or found.st_size > MAX_MEMBER_BYTES:
+        return None
+    return Piece(str(path), str(called), 0, found.st_size)
+
+
 def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -213,10 +235,17 @@ def _read_file(path: Path) -> bytes:
 
 
 def _members(
-    kind: Kind, stream: BinaryIO, size: int, budget: Budget, *, seekable: bool, in_order: bool
+    kind: Kind,
+    stream: BinaryIO,
+    size: int,
+    budget: Budget,
+    *,
+    seekable: bool,
+    in_order: bool,
+    piece: Callable[[int, int], Piece] | None = None,
 ) -> Iterator[Member]:
     if kind == "tar":
-        return tar_members(stream, size, seekable=seekable, in_order=in_order)
+        return tar_members(stream, size, seekable=seekable, in_order=in_order, piece=piece)
     if kind == "zip":
         return zip_members(stream)
     head = guarded(lambda: cast(Any, stream).peek(16)[:16], ArchiveDamaged)
@@ -246,9 +275,8 @@ def _entries(
             yield refused_entry(name, too_large(member.size))
         else:
             budget.spend(member.cost)
-            yield make_entry(
-                name, partial(bytes, member.read()) if member.in_order else member.read
-            )
+            read = partial(bytes, member.read()) if member.in_order else member.read
+            yield make_entry(name, read, member.piece)
 
 
 def _nested(

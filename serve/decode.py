@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
+from serve.entries import Piece
 from shards import malloc
 from shards.codec import BadImage, decode_source
 from shards.console import RunFailed
@@ -29,6 +30,7 @@ KILLED = "the decoder died on this image"
 SECONDS = 60.0  # that one image may take; 100 megapixels of JPEG 2000, the slowest, take about 10
 HUNG = f"decoding took more than {SECONDS:.0f} s"
 _Tag = TypeVar("_Tag")
+Data = bytes | Piece
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,19 @@ class Task(Generic[_Tag]):
     """Images that are decoded together, and what the caller wants back with them."""
 
     tag: _Tag
-    images: list[bytes]
+    images: Sequence[Data]
 
 
-Decode = Callable[[list[bytes], int | None, int], Decoded]
+Decode = Callable[[Sequence[Data], int | None, int], Decoded]
 
 
-def decode_images(images: list[bytes], shorter_side: int | None, size: int) -> Decoded:
-    """Decode and prepare each image, as the preprocessing contract says. Runs in a worker."""
+def decode_images(images: Sequence[Data], shorter_side: int | None, size: int) -> Decoded:
+    """Decode and prepare each image, as the preprocessing contract says. Runs in a worker.
+    RunFailed where a file cannot be read any more."""
     out = np.zeros((len(images), size, size), np.uint8)
     errors: list[str | None] = [None] * len(images)
-    for i, data in enumerate(images):
+    for i, image in enumerate(images):
+        data = image if isinstance(image, bytes) else image.read()
         try:
             out[i] = prepare(decode_source(data), shorter_side, size)
         except BadImage as error:
@@ -135,7 +139,7 @@ class DecodePool:
         self._pool.shutdown(cancel_futures=True)
         self._pool = self._start(self.workers)
 
-    def _submit(self, images: list[bytes]) -> Future[Decoded]:
+    def _submit(self, images: Sequence[Data]) -> Future[Decoded]:
         if not images:
             return _finished(Decoded(np.zeros((0, self.size, self.size), np.uint8), []))
         try:
@@ -158,12 +162,12 @@ class DecodePool:
                 recovered.append((task, _finished(self._one_by_one(task.images))))
         return recovered
 
-    def _one_by_one(self, images: list[bytes]) -> Decoded:
+    def _one_by_one(self, images: Sequence[Data]) -> Decoded:
         parts = [self._alone(image) for image in images]
         stacked = np.concatenate([part.images for part in parts])
         return Decoded(stacked, [error for part in parts for error in part.errors])
 
-    def _alone(self, image: bytes) -> Decoded:
+    def _alone(self, image: Data) -> Decoded:
         for _ in range(2):  # twice, since the first death may have come from outside
             try:
                 return self._submit([image]).result(self.seconds)

@@ -74,7 +74,7 @@ def _in_order(
     under_way: deque[tuple[Task[Tag], Any, int]] = deque()
     held = 0
     for task in tasks:
-        size = sum(map(len, task.images))
+        size = sum(len(image) for image in task.images if isinstance(image, bytes))
         under_way.append((task, remote.remote(*arguments, task.images), size))
         held += size
         most = PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 0)))

@@ -53,8 +53,10 @@ class Work:
     limit: int | None
     keep_names: bool
 
-    def tasks(self, share: Share, most: int = CHUNK_INPUTS) -> Iterator[Task[Tag]]:
-        """The chunks of this share that are not committed yet."""
+    def tasks(
+        self, share: Share, most: int = CHUNK_INPUTS, *, in_place: bool = False
+    ) -> Iterator[Task[Tag]]:
+        """The chunks of this share that are not committed yet. in_place: see archive_chunks."""
         finished = self.folder.finished_units()
         left = self.limit
         for index, archive in enumerate(self.archives):
@@ -67,6 +69,7 @@ class Work:
                     left,
                     keep_names=self.keep_names,
                     most=most,
+                    in_place=in_place,
                 )
                 for chunk in chunks:
                     yield Task((index, chunk), chunk.images())
@@ -157,7 +160,7 @@ def run_here(work: Work, network: Network, workers: int, share: Share = Share())
     """Decode in `workers` processes and score in this one, at the same time."""
     info = network.info
     with DecodePool(workers, info.shorter_side, info.size) as pool:
-        take_in(work, network, pool.run(work.tasks(share)), shown=share.index == 0)
+        take_in(work, network, pool.run(work.tasks(share, in_place=True)), shown=share.index == 0)
 
 
 def take_in(

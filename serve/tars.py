@@ -6,7 +6,7 @@ from functools import partial
 from io import BufferedIOBase
 from typing import BinaryIO, cast
 
-from serve.entries import ArchiveDamaged, Budget, Member, guarded
+from serve.entries import ArchiveDamaged, Budget, Member, Piece, guarded
 from shards.tars import READ_BYTES, members, open_tar, read_member
 
 
@@ -42,10 +42,18 @@ class _BoundedReader:
             pass
 
 
-def tar_members(stream: BinaryIO, size: int, *, seekable: bool, in_order: bool) -> Iterator[Member]:
+def tar_members(
+    stream: BinaryIO,
+    size: int,
+    *,
+    seekable: bool,
+    in_order: bool,
+    piece: Callable[[int, int], Piece] | None = None,
+) -> Iterator[Member]:
     """The members of a plain tar of `size` bytes. ArchiveDamaged where it cannot be read on.
 
     in_order: each is read when it is met, so that a cut lies behind the same one in every run.
+    piece: of an offset and a size, where the tar is a local file.
     """
     tar = guarded(partial(open_tar, stream, seekable=seekable), ArchiveDamaged)
     every = members(tar)
@@ -62,6 +70,7 @@ def tar_members(stream: BinaryIO, size: int, *, seekable: bool, in_order: bool) 
             seekable=seekable,
             in_order=in_order,
             link=not member.isreg(),
+            piece=piece(member.offset_data, member.size) if piece and not member.sparse else None,
         )
 
 

@@ -6,9 +6,10 @@ worker takes at a time.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from serve.archives import Archive
-from serve.entries import ArchiveDamaged, BadMember, Entry, row_names
+from serve.entries import ArchiveDamaged, BadMember, Entry, Piece, keeps_its_name, row_names
 from serve.score_folder import ArchiveEnd
 from shards.console import RunFailed
 
@@ -19,11 +20,11 @@ CHUNK_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Input:
-    """One input on its way. data: its bytes, None with an error."""
+    """One input on its way. data: its bytes or where they lie, None with an error."""
 
     member: str
     key: str
-    data: bytes | None
+    data: bytes | Piece | None
     error: str | None
 
 
@@ -40,11 +41,11 @@ class Chunk:
 
     @property
     def full(self) -> bool:
-        held = sum(len(item.data) for item in self.inputs if item.data is not None)
+        held = sum(len(item.data) for item in self.inputs if isinstance(item.data, bytes))
         return len(self.inputs) >= self.most or held >= CHUNK_BYTES
 
-    def images(self) -> list[bytes]:
-        """The bytes of the inputs that could be read."""
+    def images(self) -> list[bytes | Piece]:
+        """The data of the inputs that could be read."""
         return [item.data for item in self.inputs if item.data is not None]
 
 
@@ -60,16 +61,18 @@ def archive_chunks(
     *,
     keep_names: bool = False,
     most: int = CHUNK_INPUTS,
+    in_place: bool = False,
 ) -> Iterator[Chunk]:
     """The chunks of the units that are not to be skipped; the last one, perhaps empty, has the end.
 
     limit: of the inputs, those in skipped units included. keep_names: of DICOM files too. most:
-    inputs in a chunk.
+    inputs in a chunk. in_place: of local files give Pieces where that will do.
     """
     chunk: Chunk | None = None
     damage: list[str] = []
     inputs = 0
-    for item in _inputs(archive, skip, limit, damage, keep_names=keep_names):
+    read = partial(_read, keep_names=keep_names, in_place=in_place)
+    for item in _inputs(archive, skip, limit, damage, read):
         unit, place = divmod(inputs, UNIT_INPUTS)
         inputs += 1
         if item is None:
@@ -94,8 +97,7 @@ def _inputs(
     skip: Callable[[int], bool],
     limit: int | None,
     damage: list[str],
-    *,
-    keep_names: bool,
+    read: Callable[[Entry, int], Input],
 ) -> Iterator[Input | None]:
     """Every input of an archive, None (and not read) where its unit is skipped.
 
@@ -109,7 +111,7 @@ def _inputs(
             if entry is None:
                 return
             skipped = skip(position // UNIT_INPUTS)
-            yield None if skipped else _read(entry, position + 1, keep_names=keep_names)
+            yield None if skipped else read(entry, position + 1)
             position += 1
     except ArchiveDamaged as error:
         damage.append(str(error))
@@ -119,8 +121,10 @@ def _inputs(
         raise RunFailed(f"{archive.called}: {error.strerror or error}; run it again") from error
 
 
-def _read(entry: Entry, number: int, *, keep_names: bool) -> Input:
+def _read(entry: Entry, number: int, *, keep_names: bool, in_place: bool) -> Input:
     """number: of the entry in its archive, from 1 on."""
+    if in_place and entry.piece and keeps_its_name(entry, entry.piece):
+        return Input(entry.name, entry.key, entry.piece, None)
     data, error = None, None
     try:
         data = entry.read()

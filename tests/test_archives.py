@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import random
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 
 from serve import archives, entries
 from serve.archives import Archive, identify
-from serve.entries import ArchiveDamaged, BadMember, is_input
+from serve.decode import DecodePool, Task
+from serve.entries import ArchiveDamaged, BadMember, Piece, is_input
 from serve.score_inputs import find_archives
-from shards.console import UserError
+from serve.units import archive_chunks
+from shards.console import RunFailed, UserError
 from shards.sample import KEY_PATTERN
 
 MEMBERS = {
@@ -297,3 +300,52 @@ def test_members_with_a_password_are_refused_alone(tmp_path):
         data[data.rindex(name) - 46 + 8] |= 1
     path.write_bytes(data)
     assert [found for _, _, found in contents(only(path))] == [b"0", "encrypted", "encrypted"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_data_in_place_are_the_same_bytes(tmp_path, name):
+    """Pieces only of local tars and folders, and never of what may be a DICOM file."""
+    dicom = bytes(128) + b"DICM" + b"rest"
+    members = {"a.png": b"first", "b.jpg": b"", "c.png": dicom, "d": b"bare", "e/1.2.3": b"uid"}
+    path = WRITERS[name](tmp_path / name, members)
+    archives = find_archives([path])
+    for archive in archives:
+        kinds, found = {}, {}
+        for in_place in (False, True):
+            (chunk,) = archive_chunks(archive, lambda _: False, None, in_place=in_place)
+            for item in chunk.inputs:
+                kinds[item.member] = type(item.data)
+                data = item.data.read() if isinstance(item.data, Piece) else item.data
+                found.setdefault(item.member, []).append(data)
+        assert len(found) == len(members)
+        assert all(len(set(pair)) == 1 for pair in found.values())
+        pieces = {member for member, kind in kinds.items() if kind is Piece}
+        assert pieces == ({"a.png", "b.jpg"} if name in ("a.tar", "a") else set())
+
+
+def test_a_sparse_member_has_no_piece(tmp_path):
+    """Its bytes do not lie in the tar as they are."""
+    (tmp_path / "x.png").write_bytes(b"begin")
+    with (tmp_path / "x.png").open("r+b") as file:
+        file.truncate(1 << 20)
+    command = ["tar", "--sparse", "--format=gnu", "-cf", "a.tar", "x.png"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    if (tmp_path / "a.tar").stat().st_size > 1 << 20:
+        pytest.skip("this file system has no holes")
+    entry = next(every := only(tmp_path / "a.tar").entries())
+    assert entry.piece is None
+    assert entry.read() == b"begin".ljust(1 << 20, b"\0")
+    assert next(every, None) is None
+
+
+def test_a_piece_that_is_not_there_any_more_stops_the_run(tmp_path):
+    (tmp_path / "DOE.png").write_bytes(b"0123456789")
+    piece = Piece(str(tmp_path / "DOE.png"), "scans", 2, 6)
+    assert (piece.head(3), piece.read()) == (b"234", b"234567")
+    with DecodePool(1, None, 32) as pool:
+        for size, message in ((7, "changed while it was read"), (0, "run it again")):
+            os.truncate(tmp_path / "DOE.png", size) if size else (tmp_path / "DOE.png").unlink()
+            with pytest.raises(RunFailed, match=f"scans.*{message}") as told:
+                list(pool.run([Task(None, [piece])]))
+            assert "DOE" not in str(told.value)
+    assert piece.head(3) is None

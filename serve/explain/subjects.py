@@ -113,7 +113,7 @@ def _archived(archives: Sequence[Archive], wanted: set[str]) -> Iterator[Subject
     for archive in archives:
         for chunk in archive_chunks(archive, lambda unit: False, None):
             for one in chunk.inputs:
-                if one.key in wanted and one.data is not None:
+                if one.key in wanted and isinstance(one.data, bytes):
                     wanted.remove(one.key)
                     yield Subject(one.key, one.member, one.data)
             if not wanted:
