@@ -167,8 +167,10 @@ def row_names(entry: Entry, data: bytes | None, number: int) -> tuple[str, str]:
 
 def keeps_its_name(entry: Entry, piece: Piece) -> bool:
     """Whether `row_names` surely gives the entry its own, as far as the first bytes tell."""
+    if _may_be_dicom(entry.name):
+        return False
     head = piece.head(_DICOM_MARK.stop)
-    return head is not None and not _may_be_dicom(entry.name) and head[_DICOM_MARK] != b"DICM"
+    return head is not None and head[_DICOM_MARK] != b"DICM"
 
 
 def _may_be_dicom(name: str) -> bool:

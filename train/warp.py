@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shards.compiled import MIRROR, PLAIN, WARP, Kernel
 from shards.preprocess import MEAN, STD
 from train.expand import Copies
 from train.sources import upload
@@ -110,6 +109,8 @@ class _Scratch:
     """One thread's work: what it writes between the image and the output stays in its cache."""
 
     def __init__(self, size: int, dtype: torch.dtype) -> None:
+        from shards.compiled import Kernel  # 0.13 s, for CPUs
+
         self.size = size
         self.corners = np.empty((size + 2, size + 2), np.uint32)
         self.warped = np.empty((size, size), np.uint8)
@@ -127,6 +128,8 @@ class _Scratch:
     ) -> None:
         """The copies with these numbers, best those of one image one after another. out: (>= K, S,
         S, 3) float32, or uint16 that holds the bits of a 16-bit float."""
+        from shards.compiled import MIRROR, PLAIN, WARP
+
         part, matrices = copies[numbers], np.ascontiguousarray(copies.matrices, np.float32)
         how = np.full(len(part), WARP)
         how[np.all(part.matrices == np.eye(2, 3), axis=(1, 2))] = PLAIN
