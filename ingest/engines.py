@@ -36,7 +36,9 @@ IMAGE_SECONDS = 60  # 100 megapixels of JPEG 2000, the slowest, take about 10
 CRASHED = f"the decoder crashed, or did not end within {IMAGE_SECONDS} s"
 _WINDOW = 3  # batches under way per worker: one at work, two waiting
 PRELOADED = ["ingest.preload"]
-_BATCH_IMAGES, _BATCH_BYTES = 4, 8 * 2**20  # few, so that all workers end together
+# In batches of 16 images of 0.4 MB, two workers do 5 % more than in batches of 4; by size, because
+# all workers are to end together.
+_BATCH_IMAGES, _BATCH_BYTES = 16, 8 * 2**20
 
 Outcome = Encoded | Rejected
 Data = bytes | Path
@@ -121,12 +123,22 @@ def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     size = 0
     for job in jobs:
         batch.append(job)
-        size += len(job.data) if isinstance(job.data, bytes) else 0
+        size += _size(job.data)
         if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _size(data: Data) -> int:
+    """In bytes; 0 of a file that cannot be read: its outcome will tell."""
+    if isinstance(data, bytes):
+        return len(data)
+    try:
+        return data.stat().st_size
+    except OSError:
+        return 0
 
 
 def _outcome(encode: Encode, seconds: float, data: Data) -> Outcome:

@@ -3,13 +3,18 @@
 import hashlib
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.encode import Encoded, Rejected
-from ingest.engines import CRASHED, Job, LocalEngine
+from ingest.engines import CRASHED, Job, LocalEngine, batches
+
+MB = 2**20
 
 
 def fake_encode(data: bytes) -> Encoded | Rejected:
@@ -38,15 +43,38 @@ def test_outcomes_come_in_the_order_of_the_jobs(workers):
 
 
 def test_only_the_crashing_image_is_rejected():
-    contents = [f"image {i}".encode() for i in range(40)]
-    contents[3] = contents[30] = b"crash"
+    contents = [f"image {i}".encode() for i in range(80)]
+    contents[3] = contents[70] = b"crash"
     with LocalEngine(2, fake_encode) as engine:
         results = list(engine.map(jobs(contents)))
-    assert len(results) == 40
+    assert len(results) == 80
     crashed = [job.location for job, out in results if isinstance(out, Rejected)]
-    assert crashed == ["3", "30"]
+    assert crashed == ["3", "70"]
     reasons = {out.reason for _, out in results if isinstance(out, Rejected)}
     assert reasons == {CRASHED}
+
+
+@given(st.lists(st.tuples(st.integers(1, 6 * MB), st.booleans()), max_size=60))
+def test_a_batch_has_few_images_and_few_bytes(contents):
+    # A file that is only named counts as its bytes do; zeros take no memory, nor any disk.
+    with tempfile.TemporaryDirectory() as folder:
+        given = [Job(str(i), "", _data(Path(folder, str(i)), *c)) for i, c in enumerate(contents)]
+        found = list(batches(given))
+        sizes = [[contents[int(job.location)][0] for job in batch] for batch in found]
+    assert [job for batch in found for job in batch] == given
+    for batch in sizes:
+        assert 1 <= len(batch) <= 16
+        assert sum(batch[:-1]) < 8 * MB
+    for batch in sizes[:-1]:
+        assert len(batch) == 16 or sum(batch) >= 8 * MB
+
+
+def _data(path: Path, size: int, named: bool) -> bytes | Path:
+    if not named:
+        return bytes(size)
+    path.touch()
+    os.truncate(path, size)
+    return path
 
 
 def test_few_images_are_under_way_at_a_time():

@@ -123,7 +123,7 @@ def test_few_images_are_under_way_at_a_time(cluster: Any):
         results = engine.map(endless())
         for _ in range(10):
             next(results)
-        assert taken <= 8 * 2 * 2 + 8  # batches of 8, two of them for each of 2 CPUs
+        assert taken <= 16 * 2 * 2 + 16  # batches of 16, two of them for each of 2 CPUs
         results.close()
 
 
