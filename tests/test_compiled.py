@@ -64,6 +64,14 @@ def test_a_damaged_file_is_as_none(kept: list[Path], change):
     assert compiled._kept("a.o") == b"code"
 
 
+def test_a_kernel_that_calls_numbas_run_time_is_refused():
+    known = "declare ptr @memcpy(ptr, ptr, i64)\ndeclare double @llvm.fabs.f64(double)\n"
+    compiled._check_calls(compiled.binding.parse_assembly(known))
+    whole = compiled.binding.parse_assembly(known + "declare ptr @NRT_Allocate(i64)\n")
+    with pytest.raises(AssertionError, match=r"need numba to run: \['NRT_Allocate'\]"):
+        compiled._check_calls(whole)
+
+
 def test_another_source_or_cpu_has_another_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     names = {compiled._fingerprint()}
     with monkeypatch.context() as patch:

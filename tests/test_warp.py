@@ -25,13 +25,13 @@ from train.warp import (
     DTYPES,
     Warper,
     fused_warp,
-    jitter,
     jitter_torch,
     movement,
     normalise,
     warp_grid,
     warp_slowly,
 )
+from train.warp_compiled import jitter
 
 SIZE = 224
 WORDS = np.array([name_words("k")], np.uint32)
