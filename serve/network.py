@@ -54,6 +54,7 @@ class Network:
         if only_batch is not None and batch not in (None, only_batch):
             raise UserError(f"{model} takes batches of {only_batch}; leave out --batch")
         on_gpu = self.provider != "cpu"
+        self.fixed_batch = only_batch
         self.batch = batch or only_batch or (GPU_BATCH if on_gpu else CPU_BATCH)
         self.at_a_time = 1 if on_gpu else threads
         self._padded = on_gpu or only_batch is not None

@@ -4,6 +4,8 @@ ONNX Runtime runs on the CPU when a GPU's libraries do not load and only logs it
 UserError, except under `auto`, which says aloud what it took.
 """
 
+import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +23,18 @@ _NAMES = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-# The default, EXHAUSTIVE, tries every convolution algorithm anew for each shape of input.
-_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+# The default, EXHAUSTIVE, tries every convolution algorithm anew for each shape of input. By TF32 a
+# GPU alone would round the factors of an fp32 model to 10 bits; fp16 is the way to be fast there.
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+_LAYERS = {"Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
 
 @dataclass(frozen=True)
 class GpuOptions:
     """device: the GPU's number; fp16: TensorRT may compute in half precision; graph: CUDA captures
     the work of a batch once and replays it, so every batch must have the same shape and buffers;
-    engines: folder where TensorRT keeps what it built for this GPU (minutes), by default in the
-    user's cache."""
+    engines: folder where TensorRT keeps what it built for this GPU (minutes), in a folder for each
+    model, by default in the user's cache."""
 
     device: int = 0
     fp16: bool = False
@@ -105,9 +109,13 @@ def _create(
     # need. Scoring itself takes one thread for each batch (serve/network.py).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; what matters of the warnings is checked below
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(
-            str(model_path), options, providers=_provider_list(provider, gpu), enable_fallback=0
+            str(model_path),
+            options,
+            providers=_provider_list(model_path, provider, gpu),
+            enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         if provider == "cuda" and gpu.graph:  # where one node has to run on the CPU, for example
@@ -119,18 +127,39 @@ def _create(
         raise UserError(
             f"the provider {provider} was asked for, but {wanted} did not load (this session has: "
             f"{', '.join(session.get_providers())}); check the driver and the CUDA and cuDNN "
-            "libraries, or use --provider cpu"
+            "libraries (TensorRT has its own), or use --provider cpu"
+        )
+    elsewhere = misplaced_layers(session, wanted)
+    if elsewhere:
+        raise UserError(
+            f"the provider {provider} was asked for, but does not take {sum(elsewhere.values())} "
+            f"layers of {model_path} ({', '.join(sorted(elsewhere))}); use --provider cpu"
         )
     return session
 
 
-def _provider_list(provider: str, gpu: GpuOptions) -> list[Any]:
+def misplaced_layers(session: onnxruntime.InferenceSession, wanted: str) -> Counter[str]:
+    """How many layers that compute run on another provider, by their kind. What remains, such as
+    the arithmetic of shapes, may run where ONNX Runtime likes."""
+    return Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+        if part.ep_name != wanted and node.op_type in _LAYERS
+    )
+
+
+def _provider_list(model_path: Path, provider: str, gpu: GpuOptions) -> list[Any]:
     if provider == "cpu":
         return [_NAMES["cpu"]]
     settings = {**_CUDA_OPTIONS, "device_id": gpu.device}
     if provider == "cuda":
         return [(_NAMES["cuda"], {**settings, "enable_cuda_graph": gpu.graph}), _NAMES["cpu"]]
-    engines = gpu.engines or user_cache() / "tensorrt"
+    # ONNX Runtime knows an engine by the model's file name and layers: two trainings of one network
+    # would share it, and with it the weights of the first (microsoft/onnxruntime#6455).
+    with model_path.open("rb") as file:
+        own = hashlib.file_digest(file, "sha256").hexdigest()
+    engines = (gpu.engines or user_cache() / "tensorrt") / own
     engines.mkdir(parents=True, exist_ok=True)
     options = {
         "device_id": gpu.device,

@@ -307,9 +307,16 @@ def _summarise(
         "limit": config.limit,
         "seconds": round(seconds, 3),
         "img_s": round(scored / max(seconds, 1e-9), 2),
-        "provider": network.provider,
+        "provider": _provider_used(config, network),
         "synthetic": network.info.synthetic,
     }
+
+
+def _provider_used(config: ScoreConfig, network: Network) -> str:
+    """A cluster's machines run what was asked for; this one only looked at the model."""
+    if config.engine == "ray" and config.provider != "auto":
+        return config.provider
+    return network.provider
 
 
 def _summary(out: Path, done: dict[str, Any], scored: int, *, already_done: bool) -> ScoreSummary:

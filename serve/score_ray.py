@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 
 from serve.decode import DecodePool, Task
 from serve.network import CPU_BATCH, GPU_BATCH, Network
@@ -24,6 +25,7 @@ from shards.ray_cluster import (
     NOT_INSTALLED,
     PER_CPU,
     TRIES,
+    Resource,
     connect,
     prepare,
     refuse,
@@ -33,7 +35,7 @@ from shards.ray_cluster import (
 if TYPE_CHECKING:
     from serve.score import ScoreConfig
 
-_PACKAGES = ("onnxruntime", "numpy", "imagecodecs", "kornia-rs", "opencv-python-headless")
+_PACKAGES = ("numpy", "imagecodecs", "kornia-rs", "opencv-python-headless")
 
 
 def run_on_ray(work: Work, network: Network, config: "ScoreConfig", workers: int) -> None:
@@ -45,13 +47,18 @@ def run_on_ray(work: Work, network: Network, config: "ScoreConfig", workers: int
         connect(ray, workers, config.ray_address)
     try:
         gpu = config.provider in ("cuda", "tensorrt")
+        if gpu and not ray.cluster_resources().get("GPU"):
+            raise UserError(
+                f"--provider {config.provider}, but no machine of the Ray cluster has a GPU; start "
+                "ray on one that has, or use --provider cpu"
+            )
         remote = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=TRIES - 1)(score_chunk)
         model = ray.put(config.model.read_bytes())
-        batch = config.batch or (GPU_BATCH if gpu else CPU_BATCH)
+        batch = config.batch or network.fixed_batch or (GPU_BATCH if gpu else CPU_BATCH)
         asked = replace(config, archives=(), engine="local", ray_address=None)
         asked = replace(asked, batch=batch, threads=1)
         arguments = (uuid.uuid4().hex, [model], asked, versions())
-        found = _in_order(ray, remote, arguments, work.tasks(Share(), most=batch))
+        found = _in_order(ray, remote, arguments, work.tasks(Share(), most=batch), gpu)
         take_in(work, network, found)
     finally:
         if own:
@@ -69,8 +76,9 @@ def _import_ray(address: str | None) -> Any:
 
 
 def _in_order(
-    ray: Any, remote: Any, arguments: tuple[Any, ...], tasks: Iterable[Task[Tag]]
+    ray: Any, remote: Any, arguments: tuple[Any, ...], tasks: Iterable[Task[Tag]], gpu: bool
 ) -> Iterator[tuple[Tag, Scored]]:
+    resource: Resource = "GPU" if gpu else "CPU"
     under_way: deque[tuple[Task[Tag], Any, int]] = deque()
     held = 0
     for task in tasks:
@@ -79,16 +87,18 @@ def _in_order(
         held += size
         most = PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 0)))
         while len(under_way) >= most or held > IN_FLIGHT_BYTES:
-            held -= under_way[0][2]
-            yield _collect(ray, *under_way.popleft())
+            task, ref, size = under_way.popleft()
+            held -= size
+            yield task.tag, _collect(ray, ref, resource)
     while under_way:
-        yield _collect(ray, *under_way.popleft())
+        task, ref, _ = under_way.popleft()
+        yield task.tag, _collect(ray, ref, resource)
 
 
-def _collect(ray: Any, task: Task[Tag], ref: Any, _: int) -> tuple[Tag, Scored]:
-    wait_for(ray, ref)
+def _collect(ray: Any, ref: Any, resource: Resource) -> Any:
+    wait_for(ray, ref, resource)
     try:
-        return task.tag, ray.get(ref)
+        return ray.get(ref)
     except ray.exceptions.RayError as error:
         refuse(error)
 
@@ -128,14 +138,8 @@ def _network(model: Any, config: "ScoreConfig") -> Network:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide the scores."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except ModuleNotFoundError:
-            continue  # onnxruntime-gpu holds the same module
-    return found
+    """Of the packages that decide the scores; onnxruntime is one of two, which have the same."""
+    return {name: version(name) for name in _PACKAGES} | {"onnxruntime": onnxruntime.__version__}
 
 
 def _check_versions(here: dict[str, str], wanted: dict[str, str]) -> None:

@@ -77,7 +77,7 @@ class Work:
             if left is not None and end is not None:
                 left -= end.inputs
 
-    def commit(self, archive: int, chunk: Chunk, unit: "Unit") -> None:
+    def commit(self, archive: int, chunk: Chunk, unit: "Unit", share: Share) -> None:
         """Write what the chunk completes. RunFailed when the archive changed while it was read."""
         if chunk.closes_unit:
             table = self.columns.table(unit.rows(self.names[archive]))
@@ -88,7 +88,8 @@ class Work:
                     f"{self.archives[archive].called} changed while it was read; score it again "
                     "into another --out"
                 )
-            self.folder.write_end(archive, chunk.end)
+            if share.index == 0:  # all read every archive to its end, but one name has one writer
+                self.folder.write_end(archive, chunk.end)
 
     def expected(self) -> int | None:
         """About how many inputs are left, None where that is not cheaply known."""
@@ -160,19 +161,18 @@ def run_here(work: Work, network: Network, workers: int, share: Share = Share())
     """Decode in `workers` processes and score in this one, at the same time."""
     info = network.info
     with DecodePool(workers, info.shorter_side, info.size) as pool:
-        take_in(work, network, pool.run(work.tasks(share, in_place=True)), shown=share.index == 0)
+        take_in(work, network, pool.run(work.tasks(share, in_place=True)), share)
 
 
 def take_in(
     work: Work,
     network: Network,
     found: Iterator[tuple[Tag, Decoded | Scored]],
-    *,
-    shown: bool = True,
+    share: Share = Share(),
 ) -> None:
     """Score the chunks as they come, and commit the units in their order. The next unit begins
     while the last batches of the one before are scored."""
-    shown = shown and sys.stderr.isatty()
+    shown = share.index == 0 and sys.stderr.isatty()
     started, inputs = time.perf_counter(), 0
     unit = Unit(network)
     complete: deque[tuple[int, Chunk, Unit]] = deque()
@@ -184,15 +184,15 @@ def take_in(
                     complete.append((archive, chunk, unit))
                     unit = Unit(network)
                 while complete and complete[0][2].scored:
-                    work.commit(*complete.popleft())
+                    work.commit(*complete.popleft(), share)
                 inputs += len(chunk.inputs)
                 advance(len(chunk.inputs), f"{inputs / (time.perf_counter() - started):.0f} img/s")
         except RunFailed:  # of a server that fails, say: what is complete is not lost with the rest
-            _commit_all(work, complete)
+            _commit_all(work, complete, share)
             raise
-        _commit_all(work, complete)
+        _commit_all(work, complete, share)
 
 
-def _commit_all(work: Work, complete: "deque[tuple[int, Chunk, Unit]]") -> None:
+def _commit_all(work: Work, complete: "deque[tuple[int, Chunk, Unit]]", share: Share) -> None:
     while complete:
-        work.commit(*complete.popleft())
+        work.commit(*complete.popleft(), share)

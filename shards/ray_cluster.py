@@ -5,10 +5,11 @@ The module ray comes as an argument: it is optional, and not among what shards l
 import os
 import signal
 import socket
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from shards.console import RunFailed, UserError, one_line, warn
 
+Resource = Literal["CPU", "GPU"]
 TRIES = 5  # of a batch whose worker or machine died
 PER_CPU = 2  # batches under way: one at work, one waiting
 IN_FLIGHT_BYTES = 512 * 2**20  # of images; Ray's store holds them until they are done
@@ -82,17 +83,22 @@ def _knock(address: str) -> None:
         raise ConnectionError(str(error)) from error
 
 
-def wait_for(ray: Any, ref: Any) -> None:
-    """Until the task has ended. RunFailed when no machine is left to run it."""
+def wait_for(ray: Any, ref: Any, resource: Resource = "CPU") -> None:
+    """Until the task has ended, which takes one of `resource`. RunFailed when no machine is left
+    that has one."""
     warned = False
     while not ray.wait([ref], timeout=60)[0]:
-        if not ray.cluster_resources().get("CPU"):
+        if not ray.cluster_resources().get(resource):
+            left = "no machine" if resource == "CPU" else f"no machine with a {resource}"
             raise RunFailed(
-                "no machine of the Ray cluster is left; start some (ray start), and the same "
-                "command goes on where it stopped"
+                f"{left} of the Ray cluster is left; start some (ray start), and the same command "
+                "goes on where it stopped"
             )
         if not warned:
-            warn("the Ray cluster has no free CPU for a minute; waiting (ray status shows why)")
+            warn(
+                f"the Ray cluster has no free {resource} for a minute; waiting (ray status shows "
+                "why)"
+            )
             warned = True
 
 

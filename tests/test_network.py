@@ -142,6 +142,9 @@ class OnGpu:
     def get_providers(self):
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
+    def get_provider_graph_assignment_info(self):
+        return []  # nothing is on the CPU
+
     def io_binding(self):
         self.bindings.append(Binding())
         return self.bindings[-1]

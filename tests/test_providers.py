@@ -5,7 +5,14 @@ import pytest
 from tiny_model import LABELS, model_info, write_model
 
 from serve.model_info import PREFIX, from_metadata, to_metadata
-from serve.providers import create_session, provider_of, read_model_info
+from serve.providers import (
+    GpuOptions,
+    _provider_list,
+    create_session,
+    misplaced_layers,
+    provider_of,
+    read_model_info,
+)
 from shards.console import UserError
 
 
@@ -43,6 +50,40 @@ def test_a_provider_that_does_not_load_is_an_error(tmp_path, monkeypatch, provid
     path = write_model(tmp_path / "m.onnx")
     with pytest.raises(UserError, match=f"{provider} was asked for, but .* did not load"):
         create_session(path, provider, 1)
+
+
+def test_layers_that_a_provider_leaves_to_another_are_an_error(tmp_path, monkeypatch):
+    path = write_model(tmp_path / "m.onnx")
+    session = create_session(path, "cpu", 1)
+    assert not misplaced_layers(session, "CPUExecutionProvider")
+    assert misplaced_layers(session, "CUDAExecutionProvider") == {"MatMul": 1}
+
+    class Partly(onnxruntime.InferenceSession):
+        """Stands for a session of a GPU's that took none of the layers."""
+
+        def __init__(self, path, options, providers, enable_fallback):
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self):
+            return names
+
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Partly)
+    with pytest.raises(UserError, match=r"does not take 1 layers of .*m\.onnx \(MatMul\)"):
+        create_session(path, "cuda", 1)
+
+
+def test_two_models_of_one_name_share_no_engine(tmp_path):
+    folders = set()
+    for seed in range(2):
+        (tmp_path / str(seed)).mkdir()
+        path = write_model(tmp_path / str(seed) / "model.onnx", seed)
+        for _ in range(2):
+            (_, options), *_ = _provider_list(path, "tensorrt", GpuOptions(engines=tmp_path))
+            folders.add(options["trt_engine_cache_path"])
+    assert len(folders) == 2
 
 
 def test_auto_says_that_it_takes_the_cpu(tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ from serve.gpus import gpu_count, run_on_each, wanted_gpus
 from serve.score import ScoreConfig, open_network, run_share, score
 from serve.score_folder import Columns, ScoreFolder
 from serve.score_inputs import find_archives
-from serve.score_run import Share, Unit, Work, take_in
+from serve.score_run import Share, Unit, Work, run_here, take_in
 from serve.summary import HISTOGRAM_FILE, SHEET_FILE, SummaryConfig, summary
 from serve.units import UNIT_INPUTS, Chunk, Input
 from shards import console
@@ -205,6 +205,25 @@ def test_processes_share_the_units_and_write_the_rows_of_one(tmp_path):
     assert work.folder.count(0) == (3 * UNIT_INPUTS + 5, 0)
     work.folder.part_paths()[1].unlink()  # of a process that died; the archive's end is there
     assert next(task.tag[1].unit for task in work.tasks(Share()) if task.images) == 1
+
+
+def test_of_several_processes_one_writes_the_ends(tmp_path, monkeypatch):
+    """Two would write the same temporary file, and one would miss it or leave half of it."""
+    archives = [write_tar(tmp_path / f"{i}.tar", pictures(3, (8, 8))) for i in range(3)]
+    asked = replace(config(tmp_path, archives[0]), archives=tuple(archives))
+    work, network, written = work_of(tmp_path, asked), open_network(asked), []
+    write_end = ScoreFolder.write_end
+
+    def noted(self, archive, end):
+        written.append(archive)
+        write_end(self, archive, end)
+
+    monkeypatch.setattr(ScoreFolder, "write_end", noted)
+    run_here(work, network, 1, Share(1, 2))
+    assert written == []
+    run_here(work, network, 1, Share(0, 2))
+    assert written == [0, 1, 2]
+    assert [work.folder.count(i) for i in range(3)] == [(3, 0)] * 3
 
 
 def test_what_is_complete_is_committed_when_the_rest_cannot_be_read(tmp_path, monkeypatch):

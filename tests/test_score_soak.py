@@ -120,6 +120,12 @@ def test_a_machine_dies_in_the_middle_and_the_rows_are_the_same(cluster, tmp_pat
         assert [one[c] for c in ("member", "error")] == [other[c] for c in ("member", "error")]
 
 
+def test_a_gpu_that_no_machine_has_is_refused_at_once(cluster, tmp_path):
+    asked = config(tmp_path, archive_of(tmp_path, 12), engine="ray", provider="cuda")
+    with pytest.raises(UserError, match="--provider cuda, but no machine of the Ray cluster has"):
+        score(replace(asked, ray_address=cluster.address))
+
+
 def test_without_ray_one_line_names_the_extra(tmp_path, monkeypatch):
     archive = archive_of(tmp_path, 12)
     monkeypatch.setitem(sys.modules, "ray", None)
