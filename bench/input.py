@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from bench.config import BenchConfig, settle
 from bench.images import RawImages, ingest_raw, raw_images
-from bench.loaders import Loader, jpeg_loaders, raw_loaders
+from bench.loaders import Epochs, dali_loaders, jpeg_loaders, raw_loaders
 from bench.machine import synchronise
+from bench.memory import peak_above_start_mb
 from bench.peers import img2dataset_shards, kornia_copies
 from bench.result import Rates, Result, Side, interleave, rounded
 from shards.manifest import load_manifest
@@ -26,7 +27,7 @@ from train.load import load_store
 from train.store import InputConfig, Store
 
 MICRO_BATCH = 64
-_DALI_JPEG = "DALI, from JPEG shards"
+_DALI, _DALI_JPEG = "DALI, from the same shards", "DALI, from JPEG shards"
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,23 @@ def measure(config: InputBench) -> Result:
         # Several shards, as every real set has: the next one is checked while one is decoded.
         folder = ingest_raw(raw, Path(work, "shards"), "htj2k", config, shard_mb=8)
         jpegs = ingest_raw(raw, Path(work, "jpeg"), "jpeg", config, shard_mb=8)
-        sides: dict[str, Side] = {"ours": _first_epoch(folder, config, device, "torch")}
+        peers |= dali_loaders(
+            {_DALI: folder, _DALI_JPEG: jpegs}, config.size, config.workers, device
+        )
+        sides: dict[str, Side] = {"ours": _first_epoch(folder, config, device)}
         sides |= {name: partial(_peer_epoch, loader, device) for name, loader in peers.items()}
-        sides["ours, from JPEG"] = _first_epoch(jpegs, config, device, "torch")
-        if _has_dali():
-            sides["DALI, from the same shards"] = _first_epoch(folder, config, device, "dali")
-            sides[_DALI_JPEG] = _first_epoch(jpegs, config, device, "dali")
+        sides["ours, from JPEG"] = _first_epoch(jpegs, config, device)
         first = interleave("input, first epoch", sides, config.repeats)
         jpeg = _from_jpeg(first)
-        store = _load(folder, config, device, "torch")
+        memory = peak_above_start_mb(_two_epochs, folder, config, device)
+        store = _load(folder, config, device)
+        store_mb = store.images.numel() / 1e6  # of uint8
+        beside = round(memory - (store_mb if device.type == "cpu" else 0), 1)
+        store_mb = round(store_mb, 1)
         later = interleave("input, later epochs", _later_epochs(store, config), config.repeats)
         what = (
             f"{raw} -> normalised float batches of {config.size} x {config.size}, first epoch; "
-            f"ours from HTJ2K shards of shorter side {config.shorter_side} by torch's threads, the "
+            f"ours from HTJ2K shards of shorter side {config.shorter_side}, the "
             f"peer from the raw files; --workers {config.workers}; the start of threads and "
             "processes is included in ours only; "
             f"{config.times - 1} of {config.times} images are turned or mirrored copies"
@@ -82,7 +87,7 @@ def measure(config: InputBench) -> Result:
         synthetic=raw.synthetic,
         quick=config.quick,
         others=first,
-        extra=_further(later) | jpeg,
+        extra=_further(later) | jpeg | {"store_mb": store_mb, "peak_mb_beside_store": beside},
     )
 
 
@@ -95,7 +100,7 @@ def _jpeg_tars(raw: RawImages, work: str, config: InputBench) -> list[Path]:
     return sorted(out.glob("*.tar"))
 
 
-def _peer_epoch(loader: Loader, device: torch.device) -> int:
+def _peer_epoch(loader: Epochs, device: torch.device) -> int:
     images = sum(len(batch) for batch in loader.epoch(device))
     synchronise(device)
     return images
@@ -126,37 +131,33 @@ def _from_jpeg(first: dict[str, Rates]) -> dict[str, Any]:
     return found
 
 
-def _has_dali() -> bool:
-    try:
-        import train.input_dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _load(
-    folder: Path, config: InputBench, device: torch.device, backend: Literal["torch", "dali"]
-) -> Store:
+def _load(folder: Path, config: InputBench, device: torch.device) -> Store:
     return load_store(
         folder,
         load_manifest(folder),
         "train",
         size=config.size,
-        config=InputConfig(backend, config.workers),
+        config=InputConfig("auto", config.workers),
         device=device,
         shown=False,
     )
 
 
-def _first_epoch(
-    folder: Path, config: InputBench, device: torch.device, backend: Literal["torch", "dali"]
-) -> Side:
+def _first_epoch(folder: Path, config: InputBench, device: torch.device) -> Side:
     """Check the shards' hashes, decode, resize, keep; then every image once, normalised."""
 
     def work() -> int:
-        return _epoch(_load(folder, config, device, backend), config, 0, {})
+        return _epoch(_load(folder, config, device), config, 0, {})
 
     return work
+
+
+def _two_epochs(folder: Path, config: InputBench, device: torch.device) -> None:
+    """The first epoch and a later one, in a process of its own."""
+    torch.set_num_threads(config.workers)
+    store = _load(folder, config, device)
+    for epoch, expansions in enumerate(({}, {0: EIGHT})):
+        _epoch(store, config, epoch, expansions)
 
 
 def _later_epochs(store: Store, config: InputBench) -> dict[str, Side]:

@@ -5,10 +5,10 @@ Make them before anything starts threads: their workers are forks of this proces
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,12 +19,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import default_loader
 
+from shards.manifest import load_manifest
 from shards.preprocess import MEAN, STD
 
 _BATCH = 16
 _NIH_COLUMNS = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
 )
+
+
+class Epochs(Protocol):
+    """A peer that is ready to go through all images once, again and again."""
+
+    def epoch(self, device: torch.device) -> Iterator[Tensor]: ...
 
 
 class Loader:
@@ -128,7 +135,7 @@ def _decoded(transform: Callable[[Image.Image], Tensor], sample: dict[str, bytes
     return transform(Image.open(io.BytesIO(sample["image"])).convert("RGB"))
 
 
-def tried(name: str, make: Callable[[], Loader]) -> dict[str, Loader]:
+def tried(name: str, make: Callable[[], Epochs]) -> dict[str, Epochs]:
     """{name: loader}, or nothing, said aloud, where the peer is not installed."""
     try:
         return {name: make()}
@@ -137,14 +144,14 @@ def tried(name: str, make: Callable[[], Loader]) -> dict[str, Loader]:
         return {}
 
 
-def raw_loaders(paths: Sequence[Path], work: Path, size: int, workers: int) -> dict[str, Loader]:
+def raw_loaders(paths: Sequence[Path], work: Path, size: int, workers: int) -> dict[str, Epochs]:
     """The peers that read the raw files, by name."""
-    loaders = {"torchvision": torchvision_loader(paths, size, workers)}
+    loaders: dict[str, Epochs] = {"torchvision": torchvision_loader(paths, size, workers)}
     make = partial(xrayvision_loader, paths, work, size, workers)
     return loaders | tried("torchxrayvision's data set, from the raw files", make)
 
 
-def jpeg_loaders(shards: Sequence[Path], work: Path, size: int, workers: int) -> dict[str, Loader]:
+def jpeg_loaders(shards: Sequence[Path], work: Path, size: int, workers: int) -> dict[str, Epochs]:
     """The peers that read the same pixels as JPEG, by name. shards: WebDataset tars."""
 
     def streaming() -> Loader:
@@ -153,5 +160,22 @@ def jpeg_loaders(shards: Sequence[Path], work: Path, size: int, workers: int) ->
         return streaming_loader(work / "mds", size, workers)
 
     name = "webdataset, from the same pixels as JPEG"
-    loaders = {name: webdataset_loader(shards, size, workers)}
+    loaders: dict[str, Epochs] = {name: webdataset_loader(shards, size, workers)}
     return loaders | tried("MosaicML Streaming, from the same pixels as JPEG", streaming)
+
+
+def dali_loaders(
+    sets: Mapping[str, Path], size: int, threads: int, device: torch.device
+) -> dict[str, Epochs]:
+    """DALI's own pipeline over data sets of ours, by the names given."""
+
+    def make(folder: Path) -> Epochs:
+        from bench.dali_loader import DaliLoader
+
+        extension = load_manifest(folder).image_extension
+        return DaliLoader(sorted(folder.glob("train/*.tar")), extension, size, threads, device)
+
+    found: dict[str, Epochs] = {}
+    for name, folder in sets.items():
+        found |= tried(name, partial(make, folder))
+    return found

@@ -1,9 +1,14 @@
-"""The most memory that a command and its processes hold at once."""
+"""The most memory that a command and its processes hold at once, or that a function takes."""
 
+import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -26,6 +31,28 @@ def peak_mb(module: str, arguments: Sequence[str]) -> float:
     if process.returncode:
         raise RunFailed(f"{module} ended with status {process.returncode}: {output[-300:]}")
     return peak / 1e6
+
+
+def peak_above_start_mb(work: Callable[..., None], *arguments: Any) -> float:
+    """work(*arguments) in a fresh process: by how much its resident memory grew at most, in MB,
+    beyond what the imports had taken. RunFailed when it fails."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_grown_mb, work, arguments).result()
+        except BrokenProcessPool as error:
+            raise RunFailed("the process whose memory is measured died") from error
+
+
+def _grown_mb(work: Callable[..., None], arguments: Sequence[Any]) -> float:
+    before = _status_kb("VmRSS")
+    work(*arguments)
+    return (_status_kb("VmHWM") - before) * 1024 / 1e6
+
+
+def _status_kb(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def _resident(pid: int) -> int:
