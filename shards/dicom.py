@@ -10,6 +10,8 @@ counts for no percentile and becomes black. Since MONOCHROME1 decides the invers
 PresentationLUTShape, which repeats it, does not. Overlays are not drawn.
 
 Every pixel goes through a table of at most 65,536 entries, so no rule costs more than a look-up.
+pydicom reads the header, and imagecodecs, which decodes all else here, what is compressed: JPEG
+lossy and lossless, JPEG-LS, JPEG 2000 and HTJ2K. (pylibjpeg's JPEG plugin is under the GPL.)
 """
 
 from collections.abc import Callable
