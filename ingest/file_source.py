@@ -24,8 +24,11 @@ class FileSource(Source):
     split: SplitConfig
 
     def __init__(self, src: Path, files: Mapping[str, Path]) -> None:
-        self.files = files
+        self.src, self.files = src, files
         self.synthetic = (src / "SYNTHETIC").is_file()
+
+    def paths(self) -> tuple[Path, ...]:
+        return (self.src,)
 
     def inventory(self) -> list[tuple[str, int]]:
         return [(_unicode(name), path.stat().st_size) for name, path in self.files.items()]
@@ -61,15 +64,6 @@ def require_folder(src: Path, what: str) -> None:
     """UserError when there is no such folder."""
     if not src.is_dir():
         raise UserError(f"no folder {src}; --src names {what}")
-
-
-def refuse_inside(out: Path, src: Path) -> None:
-    """UserError when the output would lie in a source that is read with all below it: the same
-    command again would take what it wrote for images, and never go on."""
-    if is_remote(out) or is_remote(src):
-        return
-    if out.resolve().is_relative_to(src.resolve()):
-        raise UserError(f"--out {out} lies in --src {src}, which is read whole; name one outside")
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:

@@ -73,6 +73,7 @@ class Source(Protocol):
     inventory(): (name, bytes) of the image files or archives there are.
     surely_missing(): what is known to be missing before the pass.
     images(): one pass over all images there are, archives streamed, in a fixed order.
+    paths(): the folders, archives and tables that it is read from.
     named(): which files or keys of records a line of a list of images may mean.
     check(): UserError for an output folder or an encoding that would publish what must not be.
     private: the names of its files and folders may be those of people.
@@ -88,6 +89,7 @@ class Source(Protocol):
     def inventory(self) -> list[tuple[str, int]]: ...
     def surely_missing(self, records: Sequence[Record]) -> Missing | None: ...
     def images(self) -> Iterator[SourceImage]: ...
+    def paths(self) -> tuple[Path, ...]: ...
 
     def named(self, line: str) -> tuple[str, ...]:
         return (line.removeprefix("./"),)

@@ -105,6 +105,9 @@ class Selected(Source):
     def images(self) -> Iterator[SourceImage]:
         return self.source.images()
 
+    def paths(self) -> tuple[Path, ...]:
+        return self.source.paths()
+
     def named(self, line: str) -> tuple[str, ...]:
         return self.source.named(line)
 

@@ -381,7 +381,7 @@ def test_links_and_devices_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_an_output_inside_the_source_is_refused(tmp_path: Path):
     src, labels, key = small_set(tmp_path)
-    with pytest.raises(UserError, match=r"--out .* lies in --src"):
+    with pytest.raises(UserError, match=r"--out .* lies in .*src, which it reads"):
         ingest(source(src, labels, key), config(src / "shards"))
 
 

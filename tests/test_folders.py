@@ -84,7 +84,7 @@ def test_an_output_inside_the_source_is_refused(tmp_path: Path):
     source = make(tmp_path / "src", ["a/1.png", "b/1.png"])
     for out in (tmp_path / "src", tmp_path / "src/deep/shards"):
         for act in (ingest, estimate, retry):
-            with pytest.raises(UserError, match=r"--out .* lies in --src .*; name one outside"):
+            with pytest.raises(UserError, match=r"--out .* lies in .*; name a folder outside"):
                 act(source, IngestConfig(out))
     assert not (tmp_path / "src/deep").exists()
 

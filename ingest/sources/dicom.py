@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from ingest.dicom_files import FoundFile, found_files
 from ingest.dicom_labels import LabelRow, make_vocabulary, read_labels
 from ingest.dicom_meta import describe
-from ingest.file_source import check_name, refuse_inside
+from ingest.file_source import check_name
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.pseudonym import Pseudonyms, load_key
 from ingest.record import Missing, Record, Source, SourceImage
@@ -78,18 +78,20 @@ class Dicom(Source):
         return Pseudonyms(load_key(self.config.key_file))
 
     def check(self, out: Path, encoding: Encoding) -> None:
-        """UserError for what would publish the key, or the headers, or become its own source."""
+        """UserError for what would publish the key or the headers."""
         if self.config.key_file.resolve().is_relative_to(out.resolve()):
             raise UserError(
                 f"--key-file {self.config.key_file} lies in --out {out}, with which it would be "
                 "given away; name a file outside it"
             )
-        refuse_inside(out, self.config.src)
         if encoding == "keep":
             raise UserError(
                 "--format keep would keep the DICOM headers, which name the patients; allowed: "
                 "htj2k, jpeg, png"
             )
+
+    def paths(self) -> tuple[Path, ...]:
+        return (self.config.src, self.config.table)
 
     def records(self) -> list[Record]:
         """Reads every header; a file whose header cannot be read has a record, for the worker that

@@ -12,14 +12,12 @@ from ingest.file_source import (
     FileSource,
     check_name,
     image_tree,
-    refuse_inside,
     require_folder,
     subfolders,
 )
 from ingest.given_split import GIVEN_SPLIT, val_from_train
 from ingest.record import Record
 from ingest.split import TEST, TRAIN, VAL, SplitConfig
-from shards.codec import Encoding
 from shards.console import UserError
 from shards.labels import Vocabulary
 from shards.sample import make_key
@@ -47,7 +45,7 @@ class Folders(FileSource):
     def __init__(self, config: FoldersConfig) -> None:
         """UserError when there are no two classes, or images stand outside the class folders."""
         require_folder(config.src, "the folder with the class folders")
-        self.src, self.name = config.src, check_name(config.name)
+        self.name = check_name(config.name)
         self.depth = 1 if _has_splits(config.src) else 0  # of the class in a location
         super().__init__(config.src, image_tree(config.src, config.src))
         outside = [f for f in self.files if f.count("/") < self.depth + 1]
@@ -60,9 +58,6 @@ class Folders(FileSource):
         _check_classes(classes, config.src, self.depth)
         self.vocabulary = Vocabulary(tuple(sorted(classes)), exclusive=True)
         self.split = GIVEN_SPLIT if self.depth else SplitConfig()
-
-    def check(self, out: Path, encoding: Encoding) -> None:
-        refuse_inside(out, self.src)
 
     def _class_of(self, location: str) -> str:
         return location.split("/")[self.depth]
