@@ -66,12 +66,12 @@ def _lies_in(inner: Path, outer: Path) -> bool:
 
 def refuse_strangers(folder: Path) -> None:
     """UserError when a local folder of a data set for a URL holds a file that no ingest writes:
-    all in it is published, then removed."""
-    strange = next(_strangers(folder), None)
-    if strange is not None:
+    all in it is published, then removed. No file is named: it may be called after a patient."""
+    strange = sum(1 for _ in _strangers(folder))
+    if strange:
         raise UserError(
-            f"{strange} is no file of an ingest, and all in {folder} is uploaded, then removed; "
-            "move it away, or name another --work"
+            f"{folder} holds {strange} files that no ingest writes, and all in it is uploaded, "
+            "then removed; move them away, or name another --work"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ingest.split import SplitConfig
-from shards.codec import Encoding
+from shards.codec import BadImage, Encoding
 from shards.labels import Vocabulary
 from shards.sample import Box
 
@@ -44,10 +44,19 @@ class Record:
 _NAMES = tuple(field.name for field in fields(Record))
 
 
+class BadFile(BadImage):
+    """A file that was read, and is no image of its source. sha256: of its bytes."""
+
+    def __init__(self, reason: str, sha256: str) -> None:
+        super().__init__(reason)
+        self.sha256 = sha256
+
+
 @dataclass(frozen=True, slots=True)
 class SourceImage:
     """An image as the pass over a source meets it. stamp: size and time of the file or archive
-    that holds it; read: its bytes, only before the pass moves on (BadImage when too large); apart:
+    that holds it; read: its bytes, only before the pass moves on (BadImage when it cannot be
+    used); apart:
     or at any time, from any thread; path: the local file that is the image, which a worker process
     may read itself."""
 

@@ -22,7 +22,15 @@ from ingest.places import check_places, refuse_strangers
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import check_limit, write_quarantine
 from ingest.ray_engine import RayEngine
-from ingest.record import Missing, Record, Source, SourceImage, inventory_hash, records_hash
+from ingest.record import (
+    BadFile,
+    Missing,
+    Record,
+    Source,
+    SourceImage,
+    inventory_hash,
+    records_hash,
+)
 from ingest.redact import by_file, cover
 from ingest.redact import settings as redact_settings
 from ingest.remote import begin, finish, read_ahead, upload
@@ -214,7 +222,8 @@ def _jobs(
         try:
             yield Job(image.location, image.stamp, read())
         except BadImage as error:
-            spool.add(image.location, image.stamp, Rejected(str(error), ""))
+            sha256 = error.sha256 if isinstance(error, BadFile) else ""
+            spool.add(image.location, image.stamp, Rejected(str(error), sha256))
             advance(1)
 
 
