@@ -47,7 +47,8 @@ class SelectionConfig:
     """Shares of train, val and test; where test is given, the first two divide the rest.
     Default: those of the data set, else 0.7 0.1 0.2."""
     test_per_class: int | None = None
-    """Test images of each class; the rest is divided 80/20, or as --fractions says."""
+    """Exactly so many test images of each class, patients whole; the rest is divided 80/20, or as
+    --fractions says."""
     cap_per_class: int | None = None
     """Use no more than this many images of each class, chosen by --seed. Default: all."""
 
