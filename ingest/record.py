@@ -86,6 +86,7 @@ class Source(Protocol):
     named(): which files or keys of records a line of a list of images may mean.
     check(): UserError for an output folder or an encoding that would publish what must not be.
     private: the names of its files and folders may be those of people.
+    notes: what the manifest should say of it, in words.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Source(Protocol):
     split: SplitConfig
     synthetic: bool
     private: bool = False
+    notes: tuple[str, ...] = ()
 
     def records(self) -> list[Record]: ...
     def inventory(self) -> list[tuple[str, int]]: ...

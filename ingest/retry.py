@@ -136,7 +136,7 @@ def _add(
         splits=splits,
         excluded={reason: count for reason, count in excluded.items() if count},
         shards=tuple(sorted([*old.shards, *shards], key=lambda s: (by_split[s.split], s.name))),
-        notes=notes(choice),
+        notes=(*source.notes, *notes(choice)),
         files=file_hashes(folder) | {QUARANTINE: sha256(quarantine_bytes(still)).hexdigest()},
     )
     write_atomic(folder / MANIFEST, manifest.to_json())

@@ -96,7 +96,7 @@ def _make(
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
         if missing:
-            head = replace(head, notes=(f"missing: {missing.text}",))
+            head = replace(head, notes=(*head.notes, f"missing: {missing.text}"))
         if rectangles:
             split, workers = config.redact_split, config.workers
             covered = cover(source, choice, rectangles, split, spool, encoding, workers)
@@ -276,6 +276,7 @@ def _decide(
         settings,
         [excluded_row(e) for e in excluded],
         counts,
+        source.notes,
     )
 
 

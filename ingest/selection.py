@@ -77,6 +77,7 @@ class Selected(Source):
         self.source, self.config, self.lists = source, config, lists
         self.name, self.vocabulary = source.name, source.vocabulary
         self.synthetic, self.private = source.synthetic, source.private
+        self.notes = source.notes
         self.split = new_split(source.split, config)
 
     def records(self) -> list[Record]:

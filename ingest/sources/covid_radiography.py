@@ -6,11 +6,13 @@ Run: python -m ingest covid-radiography --src PATH --out DIR
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ingest.files import folder_image, image_files
+from ingest.file_source import tell_passed_over
+from ingest.files import folder_image, image_files, kind_passed_over
 from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError
@@ -56,6 +58,8 @@ class CovidRadiography(Source):
         self.src, self.root = config.src, _find_root(config.src)
         self.prefix = "" if self.root == config.src else f"{self.root.name}/"
         self.synthetic = (config.src / "SYNTHETIC").is_file()
+        kinds = (kind_passed_over(path) for folder in self._folders() for path in folder.iterdir())
+        self.notes = tell_passed_over(self.src, Counter(kind for kind in kinds if kind))
 
     def paths(self) -> tuple[Path, ...]:
         return (self.src, *self._folders())  # which may be links to elsewhere

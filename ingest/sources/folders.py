@@ -5,6 +5,7 @@ sorted. Its patients are unknown: several images of one give a table instead (cs
 Run: python -m ingest folders --src PATH --name NAME --out DIR
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ class FoldersConfig:
     """Your own images in a folder per class: SRC/<class>/, or SRC/train/<class>/ with val and test
     beside it. The labels are the folder names, sorted; each image has exactly one. Without val,
     a tenth of train is set apart; without train, val and test, images are split 70/10/20. The
-    names of folders and files stand in the shards: let none be a patient's."""
+    names of folders and files stand in the shards: let none be a patient's. Files that are no
+    images by their names are counted in a warning."""
 
     src: Path
     """Folder with the class folders, or with train, val and test."""
@@ -47,7 +49,8 @@ class Folders(FileSource):
         require_folder(config.src, "the folder with the class folders")
         self.name = check_name(config.name)
         self.depth = 1 if _has_splits(config.src) else 0  # of the class in a location
-        super().__init__(config.src, image_tree(config.src, config.src))
+        passed: Counter[str] = Counter()
+        super().__init__(config.src, image_tree(config.src, config.src, passed), passed)
         outside = [f for f in self.files if f.count("/") < self.depth + 1]
         if outside:
             raise UserError(
