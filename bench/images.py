@@ -143,6 +143,9 @@ class RawSource(Source):
     def images(self) -> Iterator[SourceImage]:
         return (folder_image(path, path.name) for path in self.raw.paths)
 
+    def paths(self) -> tuple[Path, ...]:
+        return tuple({path.parent for path in self.raw.paths})
+
 
 def ingest_raw(
     raw: RawImages,

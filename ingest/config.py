@@ -43,7 +43,7 @@ class IngestConfig:
     look."""
     redact: Path | None = None
     """CSV (file,x,y,w,h in pixels of the original image) of rectangles to black out, such as words
-    burnt into the image."""
+    burnt into the image; also in copies of it with the same pixels, one of which may stay."""
     redact_split: RedactSplit = "test"
     """The split whose images are blacked out."""
     allow_missing: bool = False

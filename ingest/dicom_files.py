@@ -1,12 +1,13 @@
 """The files of a folder with all below it, of a tar, a tar.gz or a zip, met in one pass.
 
 Nothing is unpacked. Names of members are compared and hashed, never used as paths, and no error
-names a file inside: names of DICOM files are often those of patients.
+names a file inside, but by its number: names of DICOM files are often those of patients.
 """
 
 import gzip
 import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -19,11 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ingest.files import is_link, version_of, walk
+from ingest.files import Walk, is_link, version_of, walk
 from ingest.record import MAX_FILE_BYTES
 from shards.codec import BadImage
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 from shards.dicom_header import NotDicom
+from shards.remote import is_remote
 from shards.tars import READ_BYTES, TarDamaged, members, open_tar
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -63,8 +65,9 @@ class FoundFile:
 
 
 def found_files(src: Path) -> Iterator[FoundFile]:
-    """Every file, in a fixed order; of links and devices in archives, and of linked folders, their
-    names, with nothing to read. UserError when an archive is damaged."""
+    """Every file, in a fixed order; of devices, linked folders, links that lead nowhere and links
+    in archives their names, with nothing to read. UserError when an archive is damaged; RunFailed
+    when a folder's file cannot be looked at."""
     names: Counter[str] = Counter()
     for file in _opener(src)(src):
         name = file.name.removeprefix("./")  # as `tar -C folder .` writes them
@@ -90,17 +93,63 @@ def _opener(src: Path) -> Callable[[Path], Iterator[FoundFile]]:
 
 
 def _folder_files(folder: Path) -> Iterator[FoundFile]:
-    for place, inner, names in walk(folder, onerror=_refuse_folder):
+    number = 0
+    for place, inner, names in _walk(folder):
         inner.sort()
         for name in inner:
-            if is_link(place / name):
+            with _nameless("a folder below --src"):
+                linked = is_link(place / name)
+            if linked:
                 yield _link((place / name).relative_to(folder).as_posix(), "")
         for name in sorted(names):
-            path = place / name
+            number += 1
+            found = _look_at(folder, place / name, number)
+            if found:
+                yield found
+
+
+def _walk(folder: Path) -> Walk:
+    with _nameless("a folder below --src") if is_remote(folder) else nullcontext():
+        yield from walk(folder, onerror=_refuse_folder)
+
+
+def _look_at(folder: Path, path: Path, number: int) -> FoundFile | None:
+    """None: gone since its folder was listed."""
+    what = f"file {number} below --src (counted folder by folder, by name)"
+    name = path.relative_to(folder).as_posix()
+    with _nameless(what):
+        try:
             if path.is_file():
-                relative = path.relative_to(folder).as_posix()
-                opening = cast(Callable[[], BinaryIO], partial(path.open, "rb"))
-                yield FoundFile(relative, _stamp(path), path.stat().st_size, opening)
+                opening = partial(_open_file, path, what)
+                return FoundFile(name, _stamp(path), path.stat().st_size, opening)
+            there = not is_remote(path) and os.path.lexists(path)
+            return _link(name, "") if there else None
+        except FileNotFoundError:
+            return None
+
+
+@contextmanager
+def _open_file(path: Path, what: str) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as stream:
+            yield stream
+    except (UserError, RunFailed):  # of a store; stream() sees to OSError
+        raise _unreadable(what, "its store refuses it or does not answer") from None
+
+
+@contextmanager
+def _nameless(what: str) -> Iterator[None]:
+    """Errors over a file or folder, which name it, become ones that do not."""
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(what, error.strerror or type(error).__name__) from None
+    except (UserError, RunFailed):
+        raise _unreadable(what, "its store refuses it or does not answer") from None
+
+
+def _unreadable(what: str, why: str) -> RunFailed:
+    return RunFailed(f"{what} cannot be read: {why}; mend that, and the same command goes on")
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -16,6 +16,7 @@ from ingest.choice import OVER_CAP, capped
 from ingest.config import IngestConfig
 from ingest.encode import Encoded, encode_image
 from ingest.engines import Job, LocalEngine
+from ingest.places import check_places
 from ingest.record import Record, Source
 from ingest.redact import by_file
 from ingest.split import assign_splits
@@ -48,7 +49,7 @@ class Estimate:
 def estimate(source: Source, config: IngestConfig) -> Estimate:
     """Writes nothing. UserError for what the ingest would refuse before it encodes."""
     config.check()
-    source.check(config.out, config.format)
+    check_places(source, config)
     encoding = config.encode_config()
     records = source.records()
     usable = [r for r in records if not r.excluded]

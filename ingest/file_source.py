@@ -1,11 +1,12 @@
 """What sources of plain image files share: finding the files, and the pass over them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from os.path import isfile  # False for a name that is too long, where Path.is_file raises
 from pathlib import Path
 
-from ingest.files import folder_image, image_files, is_image_name, is_link, walk
+from ingest.files import folder_image, image_files, is_link, kind_passed_over, walk
 from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError, warn
@@ -13,19 +14,28 @@ from shards.labels import Vocabulary
 from shards.remote import is_remote
 
 _SYSTEM_FOLDER = "__MACOSX"  # macOS puts `._x.jpeg` there for every x.jpeg it packs
+_SYNTHETIC = "SYNTHETIC"  # this file marks a data set as drawn
+_KINDS = 6  # of files passed over are told apart; numbers behind a dot make many
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # of a folder, and in front of every shard's name
 
 
 class FileSource(Source):
-    """A Source but for its records(). files: location -> file, in the order of the pass."""
+    """A Source but for its records(). files: location -> file, in the order of the pass;
+    passed: see image_tree()."""
 
     name: str
     vocabulary: Vocabulary
     split: SplitConfig
 
-    def __init__(self, src: Path, files: Mapping[str, Path]) -> None:
-        self.files = files
-        self.synthetic = (src / "SYNTHETIC").is_file()
+    def __init__(
+        self, src: Path, files: Mapping[str, Path], passed: Mapping[str, int] | None = None
+    ) -> None:
+        self.src, self.files = src, files
+        self.synthetic = (src / _SYNTHETIC).is_file()
+        self.notes = tell_passed_over(src, passed or {})
+
+    def paths(self) -> tuple[Path, ...]:
+        return (self.src,)
 
     def inventory(self) -> list[tuple[str, int]]:
         return [(_unicode(name), path.stat().st_size) for name, path in self.files.items()]
@@ -63,15 +73,6 @@ def require_folder(src: Path, what: str) -> None:
         raise UserError(f"no folder {src}; --src names {what}")
 
 
-def refuse_inside(out: Path, src: Path) -> None:
-    """UserError when the output would lie in a source that is read with all below it: the same
-    command again would take what it wrote for images, and never go on."""
-    if is_remote(out) or is_remote(src):
-        return
-    if out.resolve().is_relative_to(src.resolve()):
-        raise UserError(f"--out {out} lies in --src {src}, which is read whole; name one outside")
-
-
 def files_by_name(folder: Path) -> dict[str, Path]:
     """Name -> image file right inside a folder. UserError when there is none."""
     found = {path.name: path for path in image_files(folder)} if folder.is_dir() else {}
@@ -85,18 +86,38 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _is_plain(path.name) and path.is_dir())
 
 
-def image_tree(root: Path, folder: Path) -> dict[str, Path]:
-    """Path relative to root -> image file, for all in `folder` and the folders in it, sorted."""
+def image_tree(root: Path, folder: Path, passed: Counter[str]) -> dict[str, Path]:
+    """Path relative to root -> image file, for all in `folder` and the folders in it, sorted.
+    passed: gets the other files, by kind_passed_over()."""
     found = {}
     links = 0
     for parent, folders, names in walk(folder):
         folders[:] = [name for name in folders if _is_plain(name)]
         links += sum(is_link(parent / name) for name in folders)
-        paths = [parent / name for name in names if is_image_name(name)]
-        found.update({p.relative_to(root).as_posix(): p for p in paths if p.is_file()})
+        for path in (parent / name for name in names if name != _SYNTHETIC):
+            kind = kind_passed_over(path)
+            if kind:
+                passed[kind] += 1
+            elif not path.name.startswith("."):
+                found[path.relative_to(root).as_posix()] = path
     if links:
         warn(f"{links} folders below {folder} are links; what lies behind them is not read")
     return dict(sorted(found.items()))
+
+
+def tell_passed_over(src: Path, passed: Mapping[str, int]) -> tuple[str, ...]:
+    """Warn of the files passed over, and the same for the manifest's notes: nothing for none."""
+    if not passed:
+        return ()
+    several = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+    counts = [f"{count} {kind}" for kind, count in several[:_KINDS]]
+    others = sum(count for _, count in several[_KINDS:])
+    kinds = ", ".join([*counts, f"{others} others"] if others else counts)
+    text = f"{sum(passed.values())} files are no images by their names ({kinds})"
+    warn(
+        f"{text}, below {src}; passed over: rename those that are images, and ingest .dcm by dicom"
+    )
+    return (f"{text}; passed over",)
 
 
 def find_root(src: Path, inside: Sequence[str]) -> Path | None:

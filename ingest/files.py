@@ -21,9 +21,9 @@ from shards.console import UserError
 from shards.remote import is_remote
 from shards.tars import READ_BYTES, TarDamaged, members, open_tar, read_member
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
-)
+_JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}  # browsers on Windows save .jfif
+_OTHERS = {".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = frozenset(_JPEG | _OTHERS)
 Walk = Iterator[tuple[Path, list[str], list[str]]]  # folder, names of the folders and files in it
 
 
@@ -35,6 +35,18 @@ def is_image_name(name: str) -> bool:
 def image_files(folder: Path) -> list[Path]:
     """The image files right inside a folder, sorted by name."""
     return sorted(p for p in folder.iterdir() if is_image_name(p.name) and p.is_file())
+
+
+def kind_passed_over(path: Path) -> str | None:
+    """What a file in a folder of images is counted as, if it is none by its name: its suffix, or
+    that nothing can be read; None for images, folders and hidden files."""
+    if path.name.startswith("."):
+        return None
+    if path.is_file():
+        return None if is_image_name(path.name) else path.suffix.lower() or "without suffix"
+    if path.is_dir():
+        return None
+    return "links that lead nowhere" if is_link(path) else "devices"
 
 
 def folder_image(path: Path, location: str) -> SourceImage:

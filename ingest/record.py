@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ingest.split import SplitConfig
-from shards.codec import Encoding
+from shards.codec import BadImage, Encoding
 from shards.labels import Vocabulary
 from shards.sample import Box
 
@@ -44,10 +44,19 @@ class Record:
 _NAMES = tuple(field.name for field in fields(Record))
 
 
+class BadFile(BadImage):
+    """A file that was read, and is no image of its source. sha256: of its bytes."""
+
+    def __init__(self, reason: str, sha256: str) -> None:
+        super().__init__(reason)
+        self.sha256 = sha256
+
+
 @dataclass(frozen=True, slots=True)
 class SourceImage:
     """An image as the pass over a source meets it. stamp: size and time of the file or archive
-    that holds it; read: its bytes, only before the pass moves on (BadImage when too large); apart:
+    that holds it; read: its bytes, only before the pass moves on (BadImage when it cannot be
+    used); apart:
     or at any time, from any thread; path: the local file that is the image, which a worker process
     may read itself."""
 
@@ -73,9 +82,11 @@ class Source(Protocol):
     inventory(): (name, bytes) of the image files or archives there are.
     surely_missing(): what is known to be missing before the pass.
     images(): one pass over all images there are, archives streamed, in a fixed order.
+    paths(): the folders, archives and tables that it is read from.
     named(): which files or keys of records a line of a list of images may mean.
     check(): UserError for an output folder or an encoding that would publish what must not be.
     private: the names of its files and folders may be those of people.
+    notes: what the manifest should say of it, in words.
     """
 
     name: str
@@ -83,11 +94,13 @@ class Source(Protocol):
     split: SplitConfig
     synthetic: bool
     private: bool = False
+    notes: tuple[str, ...] = ()
 
     def records(self) -> list[Record]: ...
     def inventory(self) -> list[tuple[str, int]]: ...
     def surely_missing(self, records: Sequence[Record]) -> Missing | None: ...
     def images(self) -> Iterator[SourceImage]: ...
+    def paths(self) -> tuple[Path, ...]: ...
 
     def named(self, line: str) -> tuple[str, ...]:
         return (line.removeprefix("./"),)

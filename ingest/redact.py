@@ -7,7 +7,7 @@ more, from the source's own pixels: the rectangles are drawn before the size is 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ingest.choice import Choice, Kept
+from ingest.choice import Choice, Found, Kept
 from ingest.encode import EncodeConfig, Encoded, Rejected, encode_image
 from ingest.engines import Job, LocalEngine
 from ingest.lists import Named
 from ingest.record import Record, Source
 from ingest.spool import Entry, Spool
 from shards.codec import BadImage, decode_source, encode
-from shards.console import RunFailed, UserError
+from shards.console import RunFailed, UserError, warn
 from shards.manifest import Manifest
 from shards.rectangles import Rectangle, Rectangles, read_rectangles
 
@@ -79,23 +79,24 @@ def cover(
     config: EncodeConfig,
     workers: int,
 ) -> Choice:
-    """The choice with covered images in place of those of the split that the table names. They
-    keep the hashes of the source's images, which tell copies."""
+    """The choice with covered images in place of those of the split that the table names, or that
+    have the same pixels as one that it names: of copies, another one may stay. They keep the hashes
+    of the source's images, which tell copies."""
+    boxes = by_pixels(choice.found, rectangles)
     wanted = {
         k.record.location: k
         for k in choice.kept
-        if k.record.file in rectangles and split in (k.split, "all")
+        if k.entry.pixel_sha256 in boxes and split in (k.split, "all")
     }
+    _warn_of_near(choice, boxes, {k.record.key for k in wanted.values()}, split)
     if not wanted:
         return choice
+    by_bytes = {k.entry.sha256: boxes[k.entry.pixel_sha256] for k in wanted.values()}
     for kept in wanted.values():
-        _check_inside(kept, rectangles[kept.record.file])
-    by_bytes: dict[str, tuple[Rectangle, ...]] = defaultdict(tuple)
-    for kept in wanted.values():
-        by_bytes[kept.entry.sha256] += rectangles[kept.record.file]
+        _check_inside(kept, by_bytes[kept.entry.sha256])
     covered: dict[str, Entry] = {}
     with LocalEngine(
-        workers, partial(encode_covered, config=config, rectangles=dict(by_bytes))
+        workers, partial(encode_covered, config=config, rectangles=by_bytes)
     ) as engine:
         for job, outcome in engine.map(_jobs(source, wanted)):
             kept = wanted[job.location]
@@ -111,6 +112,35 @@ def cover(
             for k in choice.kept
         ],
     )
+
+
+def by_pixels(found: Sequence[Found], rectangles: Rectangles) -> Rectangles:
+    """SHA-256 of size and pixels -> all rectangles of the listed images that have them."""
+    boxes: dict[str, tuple[Rectangle, ...]] = defaultdict(tuple)
+    for one in found:
+        if one.record.file in rectangles:
+            several = (*boxes[one.entry.pixel_sha256], *rectangles[one.record.file])
+            boxes[one.entry.pixel_sha256] = tuple(dict.fromkeys(several))
+    return dict(boxes)
+
+
+def _warn_of_near(
+    choice: Choice, boxes: Rectangles, covered: Collection[str], split: RedactSplit
+) -> None:
+    """A near copy has other pixels or another size, for which the rectangles may be wrong."""
+    listed = {f.record.key for f in choice.found if f.entry.pixel_sha256 in boxes}
+    kept = {k.record.key: k for k in choice.kept if split in (k.split, "all")}
+    bare = {
+        kept[e.duplicate_of].record.file: e.record.file
+        for e in choice.excluded
+        if e.record.key in listed and e.duplicate_of in kept.keys() - covered
+    }
+    if bare:
+        stays, went = next(iter(bare.items()))
+        warn(
+            f"{len(bare)} images stay uncovered, such as {stays}, for which {went} of the --redact "
+            "table was dropped as a near duplicate; give rectangles for those too"
+        )
 
 
 def encode_covered(data: bytes, config: EncodeConfig, rectangles: Rectangles) -> Encoded | Rejected:
@@ -140,7 +170,12 @@ def _jobs(source: Source, wanted: Mapping[str, Kept]) -> Iterator[Job]:
     for image in source.images():
         if image.location in left:
             left.remove(image.location)
-            yield Job(image.location, image.stamp, image.read())
+            try:
+                data = image.read()
+            except BadImage as error:
+                file = wanted[image.location].record.file
+                raise RunFailed(f"{file} cannot be covered: {error}; ingest it again") from None
+            yield Job(image.location, image.stamp, data)
             if not left:
                 return
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from ingest.places import refuse_strangers
 from ingest.record import SourceImage
 from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import lock
 from shards.console import UserError, progress
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.remote import RemotePath, is_remote
-from shards.user_cache import user_cache
 
 _READS = 16  # at a time: a request takes 20 to 50 ms, whatever the size of the image
 _HASHED_BYTES = 2**20
@@ -43,23 +43,17 @@ def read_ahead(images: Iterable[SourceImage]) -> Iterator[tuple[SourceImage, Cal
             yield earlier, future.result
 
 
-def work_folder(out: RemotePath, given: Path | None) -> Path:
-    """Where data sets for a URL are made: the given folder, or one of the user's cache."""
-    if given is not None:
-        return given
-    folder = user_cache() / hashlib.sha256(str(out).encode()).hexdigest()[:16]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # radiographs are nobody else's
-    return folder
-
-
-def begin(target: RemotePath) -> None:
-    """Mark a data set as begun, which shows before hours of work whether it can be written."""
+def begin(folder: Path, target: RemotePath) -> None:
+    """Make the work folder, and mark a data set as begun, which shows before hours of work whether
+    it can be written."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # radiographs are nobody else's
     (target / SPOOL).write_bytes(b"")
 
 
 def upload(folder: Path, target: RemotePath, *, shown: bool = True) -> None:
     """Copy a finished local data set to its URL, and go on behind what a broken upload copied.
-    Shards of an earlier attempt that lie there are removed."""
+    Shards of an earlier attempt that lie there are removed. UserError: see refuse_strangers."""
+    refuse_strangers(folder)
     state = _state_folder(folder)
     state.mkdir(exist_ok=True)
     inside = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -75,12 +69,18 @@ def upload(folder: Path, target: RemotePath, *, shown: bool = True) -> None:
 
 
 def finish(folder: Path, target: RemotePath) -> None:
-    """Remove what was made here for a data set that is finished there, and the mark of begin()."""
+    """Remove what was made here for a data set that is finished there, and the mark of begin().
+    UserError: see refuse_strangers."""
+    refuse_strangers(folder)
     mark = target / SPOOL
     if mark.exists():
         mark.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(_state_folder(folder), ignore_errors=True)
+    state = _state_folder(folder)
+    for path in (_journal(state), state / "lock"):
+        path.unlink(missing_ok=True)
+    if state.is_dir() and not any(state.iterdir()):
+        state.rmdir()
 
 
 def refuse_urls(config: object, command: str) -> None:

@@ -18,6 +18,7 @@ from ingest.audit import OnDuplicate, OnNear, audit, connected
 from ingest.choice import OVER_CAP, Choice, Excluded, Found, Kept, Policy, candidate, notes
 from ingest.config import IngestConfig
 from ingest.finished import Finished
+from ingest.places import check_places
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import quarantine_bytes, quarantine_row, write_quarantine_rows
 from ingest.record import Record, Source
@@ -47,7 +48,7 @@ _MAY_CHANGE = "files_sha256"  # a file that was downloaded again has another siz
 def retry(source: Source, config: IngestConfig) -> Manifest:
     """Add what decodes now; returns the data set's manifest. UserError for other settings."""
     config.check()
-    source.check(config.out, config.format)
+    check_places(source, config)
     if config.redact:
         raise UserError("--retry covers no words; ingest again into another --out")
     folder = config.out / source.name
@@ -135,7 +136,7 @@ def _add(
         splits=splits,
         excluded={reason: count for reason, count in excluded.items() if count},
         shards=tuple(sorted([*old.shards, *shards], key=lambda s: (by_split[s.split], s.name))),
-        notes=notes(choice),
+        notes=(*source.notes, *notes(choice)),
         files=file_hashes(folder) | {QUARANTINE: sha256(quarantine_bytes(still)).hexdigest()},
     )
     write_atomic(folder / MANIFEST, manifest.to_json())

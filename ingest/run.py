@@ -18,13 +18,22 @@ from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Rejected, encode_image
 from ingest.engines import Encode, Engine, Job, LocalEngine, fork_server
 from ingest.near import NAME as NEAR_HASH
+from ingest.places import check_places, refuse_strangers
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import check_limit, write_quarantine
 from ingest.ray_engine import RayEngine
-from ingest.record import Missing, Record, Source, SourceImage, inventory_hash, records_hash
+from ingest.record import (
+    BadFile,
+    Missing,
+    Record,
+    Source,
+    SourceImage,
+    inventory_hash,
+    records_hash,
+)
 from ingest.redact import by_file, cover
 from ingest.redact import settings as redact_settings
-from ingest.remote import begin, finish, read_ahead, upload, work_folder
+from ingest.remote import begin, finish, read_ahead, upload
 from ingest.split import assign_splits
 from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import Entry, Spool, differences
@@ -44,9 +53,10 @@ _SETTLED_BY_SPOOL = ("format", "shorter_side", "near_hash")
 def ingest(source: Source, config: IngestConfig) -> Manifest:
     """Make `config.out/<data set>/`; returns its manifest, at once when it is finished already."""
     config.check()
-    here = work_folder(config.out, config.work) if is_remote(config.out) else config.out
-    source.check(here, config.format)
+    here = check_places(source, config)
     target, folder = config.out / source.name, here / source.name
+    if is_remote(target):
+        refuse_strangers(folder)  # before hours of work
     records = source.records()
     settings = all_settings(source, records, config, config.encode_config())
     there = _finished(target, settings)
@@ -80,13 +90,13 @@ def _make(
     if config.redact:
         rectangles = by_file(rectangles, records, config.redact, source.named)
     if is_remote(target):
-        begin(target)
+        begin(folder, target)
     with Spool(folder, spool_settings(settings)) as spool:
         encode_all(source, records, spool, config, encoding, missing.images if missing else 0)
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
         if missing:
-            head = replace(head, notes=(f"missing: {missing.text}",))
+            head = replace(head, notes=(*head.notes, f"missing: {missing.text}"))
         if rectangles:
             split, workers = config.redact_split, config.workers
             covered = cover(source, choice, rectangles, split, spool, encoding, workers)
@@ -212,7 +222,8 @@ def _jobs(
         try:
             yield Job(image.location, image.stamp, read())
         except BadImage as error:
-            spool.add(image.location, image.stamp, Rejected(str(error), ""))
+            sha256 = error.sha256 if isinstance(error, BadFile) else ""
+            spool.add(image.location, image.stamp, Rejected(str(error), sha256))
             advance(1)
 
 
@@ -265,6 +276,7 @@ def _decide(
         settings,
         [excluded_row(e) for e in excluded],
         counts,
+        source.notes,
     )
 
 

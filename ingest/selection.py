@@ -47,7 +47,8 @@ class SelectionConfig:
     """Shares of train, val and test; where test is given, the first two divide the rest.
     Default: those of the data set, else 0.7 0.1 0.2."""
     test_per_class: int | None = None
-    """Test images of each class; the rest is divided 80/20, or as --fractions says."""
+    """Exactly so many test images of each class, patients whole; the rest is divided 80/20, or as
+    --fractions says."""
     cap_per_class: int | None = None
     """Use no more than this many images of each class, chosen by --seed. Default: all."""
 
@@ -76,6 +77,7 @@ class Selected(Source):
         self.source, self.config, self.lists = source, config, lists
         self.name, self.vocabulary = source.name, source.vocabulary
         self.synthetic, self.private = source.synthetic, source.private
+        self.notes = source.notes
         self.split = new_split(source.split, config)
 
     def records(self) -> list[Record]:
@@ -104,6 +106,9 @@ class Selected(Source):
 
     def images(self) -> Iterator[SourceImage]:
         return self.source.images()
+
+    def paths(self) -> tuple[Path, ...]:
+        return self.source.paths()
 
     def named(self, line: str) -> tuple[str, ...]:
         return self.source.named(line)

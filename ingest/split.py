@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ingest.per_class import exact, first_fit, reach
 from shards.console import UserError
 
 if TYPE_CHECKING:
@@ -100,21 +101,34 @@ def by_fraction(
 
 
 def take_per_class(records: Sequence["Record"], count: int, seed: int) -> set[str]:
-    """Keys of exactly `count` samples of each class, patients whole. UserError when impossible."""
-    taken: set[str] = set()
-    for label, groups in _strata(records, seed).items():
-        size = sum(len(group) for group in groups)
-        chosen: list[str] = []
-        for group in groups:
-            if len(chosen) + len(group) <= count:
-                chosen += group
-        if size <= count or len(chosen) < count:
+    """Keys of exactly `count` samples of each class, patients whole. A class is a label, and what
+    patients without any label have. UserError when no such choice is there or found."""
+    strata = _strata(records, seed)
+    labels = {r.key: r.labels or ("",) for r in records}
+    sizes = Counter(label for several in labels.values() for label in several)
+    classes = sorted((c for c in sizes if c or c in strata), key=lambda c: (sizes[c], c))
+    for label in classes:
+        if sizes[label] <= count:
             raise UserError(
-                f"class {label!r} has {size} usable images, and {count} per class for the test "
-                f"set leave too few; allowed: fewer than the smallest class; set --test-per-class"
+                f"class {label!r} has {sizes[label]} usable images, and {count} per class for the "
+                "test set leave too few; allowed: fewer than the smallest class; set "
+                "--test-per-class"
             )
-        taken.update(chosen)
-    return taken
+    groups = [group for label in classes for group in strata.get(label, [])]  # rare ones first
+    patients = [Counter(label for key in group for label in labels[key]) for group in groups]
+    taken = first_fit(patients, classes, count)
+    reached = reach(patients, taken)
+    if any(reached[label] != count for label in classes):
+        taken = exact(patients, classes, count) or _refuse_inexact(reached, classes, count)
+    return {key for place in taken for key in groups[place]}
+
+
+def _refuse_inexact(reached: Counter[str], classes: Sequence[str], count: int) -> list[int]:
+    counts = ", ".join(f"{label!r} {reached[label]}" for label in classes)
+    raise UserError(
+        f"no choice of whole patients has exactly {count} test images of each class; reached: "
+        f"{counts}; set another --test-per-class, or share by --fractions"
+    )
 
 
 def _strata(records: Sequence["Record"], seed: int) -> dict[str, list[list[str]]]:

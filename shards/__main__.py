@@ -12,7 +12,7 @@ from shards.manifest import check_shards, load_manifest
 from shards.remote import is_remote, url_paths
 from shards.sheet import contact_sheet
 from shards.stats import print_stats
-from shards.verify import count_samples, find_datasets, unfinished, verify_dataset
+from shards.verify import count_samples, find_datasets, headless, unfinished, verify_dataset
 from shards.writer import write_atomic
 
 Action = Callable[[], None]  # what a parsed command line asks for
@@ -28,14 +28,20 @@ _DataSet = Annotated[
 
 def verify(folder: _Folder) -> Action:
     """Read every byte and compare it with the manifest: shards, indexes, tables, lists and the
-    manifest itself by SHA-256; members, labels and counts. As fast as SHA-256 or the disk. Names
-    each problem; exit status 1 when there is any."""
+    manifest itself by SHA-256; members, labels and counts; shards without a manifest. As fast as
+    SHA-256 or the disk. Names each problem; exit status 1 when there is any."""
     return lambda: _verify(folder)
 
 
 def _verify(folder: Path) -> None:
-    datasets = find_datasets(folder)
-    problems = unfinished(folder)
+    problems = headless(folder)
+    try:
+        datasets = find_datasets(folder)
+    except console.UserError:
+        if not problems:
+            raise
+        datasets = []
+    problems += unfinished(folder)
     samples = sum(map(count_samples, datasets))
     with console.progress("verify", samples) as advance:
         for dataset in datasets:

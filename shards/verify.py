@@ -17,6 +17,8 @@ from shards.fetched import local_shard
 from shards.manifest import FILE_NAME, Manifest, ShardInfo, load_manifest, shard_path, shard_problem
 from shards.verify_shard import ShardReport, report_shard
 
+_SPLITS = ("train", "val", "test")
+
 
 def find_datasets(folder: Path) -> list[Path]:
     """The folder itself when it is a data set, else the data sets in it. UserError: none."""
@@ -33,6 +35,18 @@ def unfinished(folder: Path) -> list[str]:
     """Data sets begun in a folder that holds several, and not finished."""
     begun = (path.parent for path in folder.glob("*/.spool"))
     return [f"{path} is not finished" for path in sorted(begun) if not (path / FILE_NAME).exists()]
+
+
+def headless(folder: Path) -> list[str]:
+    """Folders with shards and no manifest: the folder itself, or those in it. Not those that are
+    unfinished(), whose manifest comes last."""
+    inside = {path.parent for split in _SPLITS for path in folder.glob(f"*/{split}")}
+    return [
+        f"{path} has shards and no {FILE_NAME}"
+        for path in [folder, *sorted(inside)]
+        if not any((path / name).exists() for name in (FILE_NAME, ".spool"))
+        and any(next(iter(path.glob(f"{split}/*.tar")), None) for split in _SPLITS)
+    ]
 
 
 def count_samples(folder: Path) -> int:

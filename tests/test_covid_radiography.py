@@ -126,3 +126,15 @@ def test_real_names_carry_the_patient(shared_data: Path):
     known = [r for r in found.values() if r.labels != ("COVID-19",)]
     assert len(known) == 150
     assert all(r.patient for r in known)
+
+
+def test_other_files_of_the_class_folders_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fill(tmp_path, [*FIRST, "NORMAL/1.dcm", "COVID-19/masks/1.txt", "COVID-19/2.jfif"])
+    source = select(
+        CovidRadiography(CovidRadiographyConfig(tmp_path)), SelectionConfig(test_per_class=1)
+    )
+    assert source.notes == ("1 files are no images by their names (1 .dcm); passed over",)
+    assert capsys.readouterr().err.count("warning: 1 files are no images") == 1
+    assert "COVID-19/2.jfif" in {r.location for r in source.records()}

@@ -6,7 +6,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import cv2
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dicom_maker import make_dicom, picture, table, to_bytes, write
@@ -21,8 +23,9 @@ from ingest.retry import retry
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.dicom import Dicom, DicomConfig
+from shards.codec import BadImage
 from shards.console import UserError
-from shards.dicom_header import DicomHeader
+from shards.dicom_header import DicomHeader, read_header
 from shards.manifest import Manifest
 from shards.reader import read_split
 from shards.remote import path_of
@@ -381,7 +384,7 @@ def test_links_and_devices_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_an_output_inside_the_source_is_refused(tmp_path: Path):
     src, labels, key = small_set(tmp_path)
-    with pytest.raises(UserError, match=r"--out .* lies in --src"):
+    with pytest.raises(UserError, match=r"--out .* lies in .*src, which it reads"):
         ingest(source(src, labels, key), config(src / "shards"))
 
 
@@ -402,3 +405,46 @@ def test_from_a_url_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.M
         expected = expected or found
         assert found == expected
     assert len(expected or {}) > 6
+
+
+@pytest.mark.parametrize("row", [True, False])
+def test_an_image_that_is_called_dicom_goes_to_quarantine(tmp_path: Path, row: bool):
+    src, labels, key = small_set(tmp_path)
+    png = cv2.imencode(".png", np.arange(4096, dtype=np.uint8).reshape(64, 64))[1].tobytes()
+    for name in ("screen.dcm", "photo.DICOM"):
+        (src / name).write_bytes(png)
+    (src / "plain.png").write_bytes(png)
+    if row:
+        with labels.open("a") as file:
+            file.write("screen.dcm,Mass\nphoto.DICOM,Mass\n")
+    manifest = ingest(source(src, labels, key), config(tmp_path / "out"))
+    assert _counts(manifest) == 6
+    assert manifest.excluded == {"quarantined": 2}
+    bad = pq.read_table(tmp_path / "out/dicom/quarantine.parquet").to_pylist()
+    assert {(r["reason"], r["sha256"]) for r in bad} == {
+        ("not a DICOM file", hashlib.sha256(png).hexdigest())
+    }
+
+
+def test_a_header_that_is_unread_keeps_the_image_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its pixels decode; the disk failed when the header was read, in a run that goes on."""
+    src, labels, key = small_set(tmp_path)
+    monkeypatch.setattr("ingest.run.assemble", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ingest(source(src, labels, key), config(tmp_path / "out"))  # all are in the spool
+    monkeypatch.undo()
+    calls = []
+
+    def failing(stream):
+        calls.append(stream)
+        if len(calls) == 2:
+            raise BadImage("cannot be read: Input/output error")
+        return read_header(stream)
+
+    monkeypatch.setattr("ingest.sources.dicom.read_header", failing)
+    manifest = ingest(source(src, labels, key), config(tmp_path / "out"))
+    assert (_counts(manifest), manifest.excluded) == (5, {"quarantined": 1})
+    (bad,) = pq.read_table(tmp_path / "out/dicom/quarantine.parquet").to_pylist()
+    assert bad["reason"] == "cannot be read: Input/output error"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest import files
-from ingest.files import archive_images, folder_image, image_files
+from ingest.files import archive_images, folder_image, image_files, kind_passed_over
 from shards.codec import BadImage
 from shards.console import UserError
 
@@ -117,6 +117,25 @@ def test_folders_hold_images_only(tmp_path: Path):
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in image_files(tmp_path)] == ["a.JPG", "b.png"]
     assert folder_image(tmp_path / "b.png", "b.png").read() == b"1"
+
+
+def test_what_else_a_folder_holds_has_a_kind(tmp_path: Path):
+    names = ("a.JFIF", "b.jpe", "c.DCM", "d", ".hidden", "._e.png", "f.tar.gz")
+    for name in names:
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "g.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "h.png").symlink_to(tmp_path / "a.JFIF")
+    (tmp_path / "folder.dcm").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    kinds = {path.name: kind_passed_over(path) for path in tmp_path.iterdir()}
+    assert {name: kind for name, kind in kinds.items() if kind} == {
+        "c.DCM": ".dcm",
+        "d": "without suffix",
+        "f.tar.gz": ".gz",
+        "g.png": "links that lead nowhere",
+        "pipe.png": "devices",
+    }
+    assert [path.name for path in image_files(tmp_path)] == ["a.JFIF", "b.jpe", "h.png"]
 
 
 def test_a_changed_file_has_another_stamp(tmp_path: Path):

@@ -1,5 +1,6 @@
 """ingest.sources.folders: classes from folder names, with and without a split above them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -84,7 +85,7 @@ def test_an_output_inside_the_source_is_refused(tmp_path: Path):
     source = make(tmp_path / "src", ["a/1.png", "b/1.png"])
     for out in (tmp_path / "src", tmp_path / "src/deep/shards"):
         for act in (ingest, estimate, retry):
-            with pytest.raises(UserError, match=r"--out .* lies in --src .*; name one outside"):
+            with pytest.raises(UserError, match=r"--out .* lies in .*; name a folder outside"):
                 act(source, IngestConfig(out))
     assert not (tmp_path / "src/deep").exists()
 
@@ -95,6 +96,38 @@ def test_linked_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     source = Folders(FoldersConfig(tmp_path / "src"))
     assert len(source.files) == 2
     assert "1 folders below" in capsys.readouterr().err
+
+
+def test_every_other_file_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rng = np.random.default_rng(0)
+    for n in range(8):
+        make_image(tmp_path / f"src/{'ab'[n % 2]}/{n}.png", rng)
+    jpeg = cv2.imencode(".jpg", rng.integers(0, 256, (16, 16), np.uint8))[1].tobytes()
+    for name in ("a/x.jfif", "b/deep/y.JPE"):
+        (tmp_path / "src" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "src" / name).write_bytes(jpeg[:-2] + name.encode() + jpeg[-2:])
+    others = ["a/1.dcm", "b/2.DCM", "a/scan", "readme.txt"]
+    others += ["a/.DS_Store", "__MACOSX/a/._1.dcm", "SYNTHETIC"]  # these say nothing
+    (tmp_path / "src/b/gone.png").symlink_to(tmp_path / "nowhere")
+    source = make(tmp_path / "src", others)
+    said = "5 files are no images by their names (2 .dcm, 1 .txt, 1 links that lead nowhere, 1 "
+    said += "without suffix)"
+    assert capsys.readouterr().err == (
+        f"warning: {said}, below {tmp_path / 'src'}; passed over: rename those that are images, "
+        "and ingest .dcm by dicom\n"
+    )
+    assert {"a/x.jfif", "b/deep/y.JPE"} < source.files.keys()
+    chosen = select(source, SelectionConfig(fractions=(0.5, 0.0, 0.5)))
+    manifest = ingest(chosen, replace(options(tmp_path / "out"), on_duplicate="keep"))
+    assert manifest.notes[0] == f"{said}; passed over"
+    assert sum(split.samples for split in manifest.splits.values()) == 10
+
+
+def test_many_kinds_are_told_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make(tmp_path, ["a/1.png", "b/1.png", *(f"a/1.2.{n}" for n in range(40)), "a/x.2", "a/y.dcm"])
+    said = capsys.readouterr().err
+    assert "42 files are no images by their names (2 .2, 1 .0, " in said
+    assert ", 35 others), below" in said
 
 
 def test_lists_take_back_every_name(tmp_path: Path):

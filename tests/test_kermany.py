@@ -87,3 +87,12 @@ def test_wrong_folders_and_names(tmp_path: Path):
         make(tmp_path, NAMES[:3])
     with pytest.raises(UserError, match=r"PNEUMONIA/x\.jpeg says neither bacteria nor virus"):
         make(tmp_path, [*NAMES, "train/PNEUMONIA/x.jpeg"]).records()
+
+
+def test_other_files_are_counted_once_for_all_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = make(tmp_path, [*NAMES, "train/NORMAL/1.dcm", "test/NORMAL/2", "notes.txt"])
+    text = "2 files are no images by their names (1 .dcm, 1 without suffix)"
+    assert source.notes == (f"{text}; passed over",)
+    assert capsys.readouterr().err.startswith(f"warning: {text}, below {tmp_path};")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from ingest.retry import retry
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from ingest.sources.folders import Folders, FoldersConfig
 from shards.codec import decode_grey
 from shards.console import UserError
 from shards.manifest import Manifest
@@ -153,6 +155,59 @@ def test_other_bad_requests(tiny_raw: Path, tmp_path: Path, words: Path):
     words.write_text("a,b\n")
     with pytest.raises(UserError, match="expected file,x,y,w,h"):
         read_rectangles(words)
+
+
+def copies(src: Path) -> Folders:
+    """Ten images of two classes, with a copy each: of the same bytes, or of the same pixels."""
+    rng = np.random.default_rng(0)
+    for n in range(10):
+        grey = np.kron(rng.integers(50, 250, (6, 6), np.uint8), np.ones((8, 8), np.uint8))
+        (src / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)
+        for name, level in (("first", 1), ("second", 1 if n < 5 else 9)):
+            data = cv2.imencode(".png", grey, [cv2.IMWRITE_PNG_COMPRESSION, level])[1]
+            (src / "ab"[n % 2] / f"{name}{n}.png").write_bytes(data.tobytes())
+    return Folders(FoldersConfig(src))
+
+
+@pytest.mark.parametrize("listed", ["first", "second", "both"])
+@pytest.mark.parametrize("on_duplicate", ["drop", "keep"])
+def test_the_copy_that_stays_is_covered(tmp_path: Path, listed: str, on_duplicate: str):
+    """Whichever of the copies the table names, with rectangles for each."""
+    source = copies(tmp_path / "src")
+    names = [f for f in source.files if listed in (f[2:-5], "both")]
+    rows = [f"{f},{5 if 'first' in f else 20},3,4,6" for f in names]
+    options = config(
+        tmp_path / "out",
+        redact=table(tmp_path, rows),
+        redact_split="all",
+        near_duplicate="keep",
+        on_duplicate=on_duplicate,
+    )
+    manifest = ingest(source, options)
+    kept = 10 if on_duplicate == "drop" else 20
+    assert manifest.notes[0] == f"parts of {kept} images (all) are blacked out"
+    for files in images(tmp_path / "out/folders", manifest).values():
+        for file, pixels in files.items():
+            raw = decode_grey((tmp_path / "src" / file).read_bytes())
+            for name, left in (("first", 5), ("second", 20)):
+                if listed in (name, "both"):
+                    raw[3:9, left : left + 4] = 0
+            assert np.array_equal(pixels, raw)
+
+
+def test_a_near_copy_that_stays_uncovered_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = copies(tmp_path / "src")
+    for path in (tmp_path / "src").rglob("second*.png"):
+        grey = decode_grey(path.read_bytes())
+        path.write_bytes(cv2.imencode(".png", grey - 3)[1].tobytes())
+    rows = [f"{f},5,3,4,6" for f in source.files if "second" in f]
+    given_ = {"redact": table(tmp_path, rows), "redact_split": "all", "near_duplicate": "drop"}
+    ingest(Folders(FoldersConfig(tmp_path / "src")), config(tmp_path / "out", **given_))
+    said = capsys.readouterr().err
+    assert "warning: 10 images stay uncovered, such as " in said
+    assert "was dropped as a near duplicate; give rectangles for those too" in said
 
 
 BOXES = st.builds(

@@ -162,6 +162,11 @@ def test_damage_behind_a_url_is_found(
     with pytest.raises(RunFailed, match="problems in memory://sets"):
         command.verify(folder)()
     assert f"memory:/{name}: its SHA-256 is not the manifest's" in capsys.readouterr().out
+    memory.rm_file("/sets/covid-radiography/manifest.json")
+    with pytest.raises(RunFailed, match="2 problems in memory://sets"):
+        command.verify(folder)()
+    lost = "memory://sets/covid-radiography has shards and no manifest.json"
+    assert lost in capsys.readouterr().out
     with pytest.raises(UserError, match="wants a local folder"):
         command.show(folder / "chestxray14", "x")()
 

@@ -44,6 +44,9 @@ class Rows(Source):
     def images(self) -> Iterator[SourceImage]:
         return iter(())
 
+    def paths(self) -> tuple[Path, ...]:
+        return ()
+
 
 def row(number: int, **fields) -> Record:
     name = f"{number}.png"

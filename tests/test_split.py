@@ -1,6 +1,7 @@
 """ingest.split: disjoint patients, every sample once, reproducible, whatever the order."""
 
 import random
+import re
 from collections import Counter, defaultdict
 
 import pytest
@@ -14,6 +15,7 @@ from ingest.split import (
     by_fraction,
     join_patients,
     over_cap,
+    rank,
     shared_patients,
     take_per_class,
 )
@@ -110,8 +112,103 @@ def test_a_class_too_small_for_the_test_set():
 
 def test_a_class_of_one_large_patient_cannot_be_cut():
     records = [Record(str(i), str(i), ("a",), "set:1") for i in range(10)]
-    with pytest.raises(UserError, match="too few"):
+    with pytest.raises(UserError, match=r"exactly 5 test images of each class; reached: 'a' 0;"):
         take_per_class(records, 5, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(LABELS), st.integers(1, 3)), min_size=60), st.integers())
+def test_patients_of_one_class_are_taken_class_by_class_in_hash_order(patients, seed):
+    """A saved split of such data stays what it is."""
+    records = visits(*(label * images for label, images in patients))
+    expected: set[str] = set()
+    for label in sorted({label for label, _ in patients}):
+        room = 8
+        for p in sorted(range(len(patients)), key=lambda p: rank(seed, "split", f"set:{p}")):
+            if patients[p][0] == label and patients[p][1] <= room:
+                room -= patients[p][1]
+                expected |= {r.key for r in records if r.patient == f"set:{p}"}
+        if room or sum(n for name, n in patients if name == label) <= 8:
+            return
+    assert take_per_class(records, 8, seed) == expected
+
+
+def visits(*patients: str) -> list[Record]:
+    """A patient's images as letters: one class each, - for none."""
+    return [
+        Record(f"{p}-{i}", f"{p}-{i}", () if label == "-" else (label,), f"set:{p}")
+        for p, labels in enumerate(patients)
+        for i, label in enumerate(labels)
+    ]
+
+
+def in_test(records: list[Record], count: int, seed: int) -> Counter[str]:
+    """Images of each class in the test set, whose patients are whole."""
+    taken = take_per_class(records, count, seed)
+    sides: dict[str | None, set[bool]] = defaultdict(set)
+    for record in records:
+        sides[record.patient].add(record.key in taken)
+    assert all(len(side) == 1 for side in sides.values())
+    return Counter(label for r in records if r.key in taken for label in r.labels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patients_of_two_classes_fill_both(seed: int):
+    normal_or_both = visits(*["N"] * 100, *["NC"] * 100)
+    assert in_test(normal_or_both, 60, seed) == {"N": 60, "C": 60}
+
+
+def test_an_exact_choice_is_found_where_the_first_fit_misses_it():
+    """First fit takes the pair of the rare class that leaves no room for the other."""
+    for seed in range(20):
+        assert in_test(visits("abbb", "abb", "ab", "ab", "a"), 2, seed) == {"a": 2, "b": 2}
+        assert in_test(visits("aaaa", "aaa", "aaa", "aa"), 6, seed)["a"] == 6
+
+
+def test_what_was_reached_is_said():
+    """Every image of the rare class brings two of the other."""
+    with pytest.raises(UserError, match=r"reached: 'a' 5, 'b' 10; set another") as caught:
+        take_per_class(visits(*["abb"] * 30), 10, 0)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.lists(st.text("abc-", min_size=1, max_size=4), min_size=1, max_size=9),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_exact_or_refused_and_refused_only_where_there_is_no_choice(patients, count, seed):
+    """Against all choices of patients, tried one by one."""
+    records = visits(*patients)
+    sizes = Counter(label for p in patients for label in p)
+    if not any(set(p) == {"-"} for p in patients):
+        del sizes["-"]  # images without a label are a class where whole patients have none
+    sums = {tuple(0 for _ in sizes)}
+    for p in patients:
+        sums |= {tuple(s + p.count(name) for s, name in zip(found, sizes)) for found in sums}
+    possible = tuple(count for _ in sizes) in sums and min(sizes.values(), default=count) > count
+    try:
+        found = in_test(records, count, seed)
+    except UserError:
+        assert not possible or not sizes
+        return
+    assert possible or not sizes
+    assert all(found[name] == count for name in sizes if name != "-")
+
+
+@given(record_lists(), st.integers(1, 6), st.integers(0, 3), st.randoms())
+def test_several_labels_are_exact_or_refused(records, count, seed, rng: random.Random):
+    shuffled = records.copy()
+    rng.shuffle(shuffled)
+    try:
+        taken = take_per_class(records, count, seed)
+    except UserError as error:
+        with pytest.raises(UserError, match=re.escape(str(error))):
+            take_per_class(shuffled, count, seed)
+        return
+    assert take_per_class(shuffled, count, seed) == taken
+    found = Counter(label for r in records if r.key in taken for label in r.labels)
+    assert set(found.values()) <= {count}
+    assert found.keys() == {label for r in records for label in r.labels}
 
 
 def test_given_splits_stay_and_train_val_is_divided():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shards.console import UserError
 from shards.manifest import load_manifest, shard_path
-from shards.verify import find_datasets, unfinished, verify_dataset
+from shards.verify import find_datasets, headless, unfinished, verify_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -173,6 +173,22 @@ def test_finding_data_sets(tiny_shards: Path, tmp_path: Path):
         find_datasets(tmp_path)
     (tmp_path / "begun/.spool").mkdir(parents=True)
     assert unfinished(tmp_path) == [f"{tmp_path / 'begun'} is not finished"]
+
+
+def test_shards_without_a_manifest_are_a_problem(tiny_shards: Path, folder: Path):
+    shutil.copytree(tiny_shards / "chestxray14", folder.parent / "chestxray14")
+    (folder.parent / "raw/images").mkdir(parents=True)  # no shards, no data set
+    (folder / "manifest.json").unlink()
+    for place in (folder.parent, folder):
+        broken = run_cli("verify", place)
+        assert broken.returncode == 1
+        assert broken.stdout == f"{folder} has shards and no manifest.json\n"
+        assert broken.stderr.endswith(f"error: 1 problems in {place}; ingest again\n")
+    shutil.rmtree(folder.parent / "chestxray14")
+    assert run_cli("verify", folder.parent).returncode == 1
+    (folder / ".spool").mkdir()
+    assert headless(folder.parent) == []
+    assert unfinished(folder.parent) == [f"{folder} is not finished"]
 
 
 def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:

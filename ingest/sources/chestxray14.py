@@ -70,6 +70,9 @@ class ChestXray14(Source):
                 "on, or a folder images/ of PNG files"
             )
 
+    def paths(self) -> tuple[Path, ...]:
+        return (self.src, *self.folders, *self.archives)  # which may be links to elsewhere
+
     def records(self) -> list[Record]:
         boxes = _read_boxes(self.src / "BBox_List_2017.csv")
         records = [_record(row, boxes) for row in _read_table(self.table)]

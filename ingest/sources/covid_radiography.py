@@ -6,11 +6,13 @@ Run: python -m ingest covid-radiography --src PATH --out DIR
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ingest.files import folder_image, image_files
+from ingest.file_source import tell_passed_over
+from ingest.files import folder_image, image_files, kind_passed_over
 from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError
@@ -53,9 +55,14 @@ class CovidRadiography(Source):
 
     def __init__(self, config: CovidRadiographyConfig) -> None:
         """UserError when no class folders are there."""
-        self.root = _find_root(config.src)
+        self.src, self.root = config.src, _find_root(config.src)
         self.prefix = "" if self.root == config.src else f"{self.root.name}/"
         self.synthetic = (config.src / "SYNTHETIC").is_file()
+        kinds = (kind_passed_over(path) for folder in self._folders() for path in folder.iterdir())
+        self.notes = tell_passed_over(self.src, Counter(kind for kind in kinds if kind))
+
+    def paths(self) -> tuple[Path, ...]:
+        return (self.src, *self._folders())  # which may be links to elsewhere
 
     def records(self) -> list[Record]:
         return [_record(path.relative_to(self.root).as_posix()) for path in self._files()]
@@ -77,12 +84,16 @@ class CovidRadiography(Source):
         for path in self._files():
             yield folder_image(path, path.relative_to(self.root).as_posix())
 
-    def _files(self) -> Iterator[Path]:
+    def _folders(self) -> Iterator[Path]:
         for name in sorted([*_CLASSES, _OUTSIDE]):
             folder = self.root / name
             inner = folder / "images"
             if folder.is_dir():
-                yield from image_files(inner if inner.is_dir() else folder)
+                yield inner if inner.is_dir() else folder
+
+    def _files(self) -> Iterator[Path]:
+        for folder in self._folders():
+            yield from image_files(folder)
 
 
 def _find_root(src: Path) -> Path:

@@ -5,6 +5,7 @@ and 3000 for testing. Some copies nest `test/non/<finding>/`. Its patients are u
 Run: python -m ingest covid-xray-5k --src PATH --out DIR
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,13 @@ class CovidXray5k(FileSource):
         if root is None:
             raise UserError(f"no {', '.join(_FOLDERS)} in {config.src} or the folders in it")
         files: dict[str, Path] = {}
+        passed: Counter[str] = Counter()
         for folder in _FOLDERS:
-            tree = image_tree(root, root / folder)
+            tree = image_tree(root, root / folder, passed)
             if not tree:
                 raise UserError(f"no image in {root / folder}; unpack the data set again")
             files |= tree
-        super().__init__(config.src, files)
+        super().__init__(config.src, files, passed)
 
     def records(self) -> list[Record]:
         return val_from_train([_record(location) for location in self.files])

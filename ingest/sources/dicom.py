@@ -6,20 +6,21 @@ reads an archive once more than the pass over the pixels.
 Run: python -m ingest dicom --src PATH --table FILE --key-file FILE --out DIR
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from ingest.dicom_files import FoundFile, found_files
 from ingest.dicom_labels import LabelRow, make_vocabulary, read_labels
 from ingest.dicom_meta import describe
-from ingest.file_source import check_name, refuse_inside
+from ingest.file_source import check_name
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.pseudonym import Pseudonyms, load_key
-from ingest.record import Missing, Record, Source, SourceImage
+from ingest.record import BadFile, Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
-from shards.codec import BadImage, Encoding
+from shards.codec import BadImage, Encoding, is_dicom
 from shards.console import UserError, progress, warn
 from shards.dicom_header import DicomHeader, NotDicom, read_header
 from shards.remote import is_remote
@@ -27,6 +28,7 @@ from shards.remote import is_remote
 NAME = "dicom"
 NO_ROW = "no row in the label table"
 REPEATED = "SOPInstanceUID of another file"
+NOT_DICOM = "not a DICOM file"
 _SUFFIXES = (".dcm", ".dicom")
 _NO_FILE = "no-file-"  # in front of the location of a row whose file is not there
 
@@ -71,6 +73,7 @@ class Dicom(Source):
         self.rows = read_labels(config.table)
         self.vocabulary = make_vocabulary(self.rows, config.labels, config.table)
         self.split = GIVEN_SPLIT if self.rows[0].split else SplitConfig()
+        self.unread: dict[str, str] = {}  # location -> why records() could not read the header
 
     @cached_property
     def pseudonyms(self) -> Pseudonyms:
@@ -78,22 +81,25 @@ class Dicom(Source):
         return Pseudonyms(load_key(self.config.key_file))
 
     def check(self, out: Path, encoding: Encoding) -> None:
-        """UserError for what would publish the key, or the headers, or become its own source."""
+        """UserError for what would publish the key or the headers."""
         if self.config.key_file.resolve().is_relative_to(out.resolve()):
             raise UserError(
                 f"--key-file {self.config.key_file} lies in --out {out}, with which it would be "
                 "given away; name a file outside it"
             )
-        refuse_inside(out, self.config.src)
         if encoding == "keep":
             raise UserError(
                 "--format keep would keep the DICOM headers, which name the patients; allowed: "
                 "htj2k, jpeg, png"
             )
 
+    def paths(self) -> tuple[Path, ...]:
+        return (self.config.src, self.config.table)
+
     def records(self) -> list[Record]:
-        """Reads every header; a file whose header cannot be read has a record, for the worker that
-        decodes it to refuse."""
+        """Reads every header; a file whose header cannot be read has a record, which images()
+        puts into quarantine."""
+        self.unread = {}
         table = _LabelTable(self.rows, self.config.table)
         records: list[Record] = []
         kept: set[str] = set()  # SOPInstanceUIDs
@@ -101,16 +107,10 @@ class Dicom(Source):
         with progress("read headers", None) as advance:
             for file in found_files(self.config.src):
                 advance(1)
-                try:
-                    with file.stream() as stream:
-                        header = read_header(stream)
-                except NotDicom:
-                    if PurePosixPath(file.name).suffix.lower() not in _SUFFIXES:
-                        passed_over += 1
-                        continue
-                    header = None
-                except BadImage:
-                    header = None
+                header = self._header(file)
+                if isinstance(header, NotDicom) and not _says_dicom(file.name):
+                    passed_over += 1
+                    continue
                 records.append(self._record(file, header, table, kept))
         if passed_over:
             warn(f"{passed_over} files or links are not DICOM; passed over")
@@ -136,19 +136,37 @@ class Dicom(Source):
         return (path, self._location(path), self.pseudonyms.of("image", line))
 
     def images(self) -> Iterator[SourceImage]:
+        """What is not DICOM, and what records() knows too little of, is BadFile though its pixels
+        may decode: nobody looked for burnt-in words, the patient or the modality."""
         for file in found_files(self.config.src):
-            stamp = self.pseudonyms.of("stamp", file.stamp)
-            yield SourceImage(self._location(file.name), stamp, file.read)
+            location = self._location(file.name)
+            unread = self.unread.get(location, "")
+            # Another stamp, or what a run before encoded would pass for looked at.
+            stamp = self.pseudonyms.of("stamp", file.stamp, *([unread] if unread else []))
+            yield SourceImage(location, stamp, partial(_read, file, unread))
+
+    @staticmethod
+    def _header(file: FoundFile) -> DicomHeader | BadImage:
+        try:
+            with file.stream() as stream:
+                return read_header(stream)
+        except BadImage as error:
+            return error
 
     def _location(self, name: str) -> str:
         return f"{self.pseudonyms.of('file', name)}.dcm"
 
     def _record(
-        self, file: FoundFile, header: DicomHeader | None, table: "_LabelTable", kept: set[str]
+        self,
+        file: FoundFile,
+        header: DicomHeader | BadImage,
+        table: "_LabelTable",
+        kept: set[str],
     ) -> Record:
         location = self._location(file.name)
         key = location.removesuffix(".dcm")
-        if header is None:
+        if isinstance(header, BadImage):
+            self.unread[location] = NOT_DICOM if isinstance(header, NotDicom) else str(header)
             row = table.row(file.name, "")
             return Record(
                 location, key, row.labels if row else (), split=row.split if row else None
@@ -186,6 +204,19 @@ class Dicom(Source):
     def _without_file(self, row: LabelRow) -> Record:
         name = self.pseudonyms.of("row", row.id)
         return Record(f"{_NO_FILE}{name}", f"{_NO_FILE}{name}", row.labels, split=row.split)
+
+
+def _says_dicom(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in _SUFFIXES
+
+
+def _read(file: FoundFile, unread: str) -> bytes:
+    """All bytes of a DICOM file. BadFile: another one, or one whose header is unread (why)."""
+    data = file.read()
+    reason = unread if is_dicom(data) else NOT_DICOM
+    if reason:
+        raise BadFile(reason, hashlib.sha256(data).hexdigest())
+    return data
 
 
 class _LabelTable:

@@ -5,6 +5,7 @@ sorted. Its patients are unknown: several images of one give a table instead (cs
 Run: python -m ingest folders --src PATH --name NAME --out DIR
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,12 @@ from ingest.file_source import (
     FileSource,
     check_name,
     image_tree,
-    refuse_inside,
     require_folder,
     subfolders,
 )
 from ingest.given_split import GIVEN_SPLIT, val_from_train
 from ingest.record import Record
 from ingest.split import TEST, TRAIN, VAL, SplitConfig
-from shards.codec import Encoding
 from shards.console import UserError
 from shards.labels import Vocabulary
 from shards.sample import make_key
@@ -33,7 +32,8 @@ class FoldersConfig:
     """Your own images in a folder per class: SRC/<class>/, or SRC/train/<class>/ with val and test
     beside it. The labels are the folder names, sorted; each image has exactly one. Without val,
     a tenth of train is set apart; without train, val and test, images are split 70/10/20. The
-    names of folders and files stand in the shards: let none be a patient's."""
+    names of folders and files stand in the shards: let none be a patient's. Files that are no
+    images by their names are counted in a warning."""
 
     src: Path
     """Folder with the class folders, or with train, val and test."""
@@ -47,9 +47,10 @@ class Folders(FileSource):
     def __init__(self, config: FoldersConfig) -> None:
         """UserError when there are no two classes, or images stand outside the class folders."""
         require_folder(config.src, "the folder with the class folders")
-        self.src, self.name = config.src, check_name(config.name)
+        self.name = check_name(config.name)
         self.depth = 1 if _has_splits(config.src) else 0  # of the class in a location
-        super().__init__(config.src, image_tree(config.src, config.src))
+        passed: Counter[str] = Counter()
+        super().__init__(config.src, image_tree(config.src, config.src, passed), passed)
         outside = [f for f in self.files if f.count("/") < self.depth + 1]
         if outside:
             raise UserError(
@@ -60,9 +61,6 @@ class Folders(FileSource):
         _check_classes(classes, config.src, self.depth)
         self.vocabulary = Vocabulary(tuple(sorted(classes)), exclusive=True)
         self.split = GIVEN_SPLIT if self.depth else SplitConfig()
-
-    def check(self, out: Path, encoding: Encoding) -> None:
-        refuse_inside(out, self.src)
 
     def _class_of(self, location: str) -> str:
         return location.split("/")[self.depth]

@@ -9,6 +9,7 @@ are passed over. Run: python -m ingest kermany --src PATH --out DIR
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -57,10 +58,11 @@ class Kermany(FileSource):
         if root is None:
             raise UserError(f"no {', '.join(_NEEDED)} in {config.src} or the folders in it")
         files: dict[str, Path] = {}
+        passed: Counter[str] = Counter()
         for split in (TRAIN, VAL, TEST):
             for folder in (_NORMAL, _PNEUMONIA):
-                files |= image_tree(root, root / split / folder)
-        super().__init__(config.src, files)
+                files |= image_tree(root, root / split / folder, passed)
+        super().__init__(config.src, files, passed)
 
     def records(self) -> list[Record]:
         records = [_record(location) for location in self.files]

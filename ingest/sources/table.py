@@ -59,7 +59,7 @@ class Table(FileSource):
     def __init__(self, config: TableConfig) -> None:
         """UserError for a table that is missing or wrong, or when none of its images is there."""
         require_folder(config.src, "the folder that the table's paths start from")
-        self.name = check_name(config.name)
+        self.name, self.table = check_name(config.name), config.table
         self.split = GIVEN_SPLIT if config.split_column else SplitConfig()
         columns = (config.path_column, config.labels_column)
         others = (
@@ -80,6 +80,9 @@ class Table(FileSource):
                 f"none of the {len(paths)} images of {config.table} is in {config.src}, such as "
                 f"{next(iter(paths))}; --src names the folder that the paths start from"
             )
+
+    def paths(self) -> tuple[Path, ...]:
+        return (self.src, self.table)
 
     def records(self) -> list[Record]:
         return val_from_train(keep_patients_apart(self.rows))
