@@ -17,6 +17,8 @@ from ingest.split import (
 from ingest.spool import Entry
 
 OVER_CAP = "over the cap per class"
+# How those notes begin that the samples alone do not tell.
+MISSING_NOTE, COVERED_NOTE = "missing: ", "parts of "
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,11 @@ def notes(choice: Choice) -> tuple[str, ...]:
     if shared:
         said.append(f"{len(shared)} patients have images in more than one split (given lists)")
     return tuple(said)
+
+
+def lasting(said: Sequence[str]) -> tuple[str, ...]:
+    """Those of a data set's notes that stay with it, whatever becomes of its samples."""
+    return tuple(note for note in said if note.startswith((MISSING_NOTE, COVERED_NOTE)))
 
 
 def leaks(choice: Choice) -> int:

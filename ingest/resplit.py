@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from ingest.assemble import Head, assemble
-from ingest.choice import Excluded, Found, Kept, Policy, choose
+from ingest.choice import COVERED_NOTE, Excluded, Found, Kept, Policy, choose, lasting
 from ingest.finished import Finished
 from ingest.lists import apply_split_lists, split_lists
 from ingest.quarantine import FILE_NAME as QUARANTINE
@@ -184,10 +184,21 @@ def _write(
         settings,
         [*read_rows(folder / EXCLUDED), *(excluded_row(e) for e in left_out)],
         Counter(old.excluded) + Counter(e.reason for e in left_out),
+        _notes(old, len(left_out) + len(choice.excluded)),
     )
     if (folder / QUARANTINE).is_file():
         shutil.copyfile(folder / QUARANTINE, work / QUARANTINE)
     return assemble(work, head, choice, finished, work / SPOOL, shown=config.progress)
+
+
+def _notes(old: Manifest, left_out: int) -> list[str]:
+    """What stays true of the old notes: covered images may be among those left out now."""
+    said = [*lasting(old.notes)]
+    if not left_out or old.settings.get("redact", {}).get("split") != "all":
+        return said
+    most = f"{COVERED_NOTE}at most "
+    exact = [n.startswith(COVERED_NOTE) and not n.startswith(most) for n in said]
+    return [n.replace(COVERED_NOTE, most, 1) if changes else n for n, changes in zip(said, exact)]
 
 
 def _records(

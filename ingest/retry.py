@@ -5,7 +5,6 @@ The shards there are stay as they are; tables are renewed, then the manifest. au
 it shows images that are in no shard; the manifest's notes count new pairs too.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,17 @@ from typing import Any
 
 from ingest.assemble import SPLITS, count_splits, plan_samples, plan_shards
 from ingest.audit import OnDuplicate, OnNear, audit, connected
-from ingest.choice import OVER_CAP, Choice, Excluded, Found, Kept, Policy, candidate, notes
+from ingest.choice import (
+    OVER_CAP,
+    Choice,
+    Excluded,
+    Found,
+    Kept,
+    Policy,
+    candidate,
+    lasting,
+    notes,
+)
 from ingest.config import IngestConfig
 from ingest.finished import Finished
 from ingest.quarantine import FILE_NAME as QUARANTINE
@@ -23,8 +32,7 @@ from ingest.quarantine import quarantine_bytes, quarantine_row, write_quarantine
 from ingest.record import Record, Source
 from ingest.run import QUARANTINED, all_settings, encode_all, spool_settings
 from ingest.split import SplitConfig, assign_splits, join_patients, patient_of
-from ingest.spool import FOLDER_NAME as SPOOL
-from ingest.spool import Spool, differences
+from ingest.spool import Spool, differences, remove_spool
 from ingest.tables import (
     EXCLUDED,
     SAMPLES,
@@ -65,6 +73,7 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
     again = [r for r in records if r.file in bad and not r.excluded]
     if not again:
         stderr.print(f"{folder} has no quarantined images; nothing to do")
+        remove_spool(folder)  # of a retry that was cut short behind its last table
         return old
     with Spool(folder, spool_settings(settings)) as spool:
         _remove_strangers(folder, old)
@@ -73,7 +82,7 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
         encode_all(source, again, spool, patient, encoding)
         spool.flush()
         manifest = _add(source, again, spool, folder, replace(old, settings=settings), config)
-    shutil.rmtree(folder / SPOOL)
+    remove_spool(folder)
     return manifest
 
 
@@ -99,6 +108,7 @@ def _add(
         # The tables are written before the manifest: those of a retry that was cut short differ.
         (there,) = finished.load(advance, tables=False)
     keys = {k.record.key for k in there}
+    tried = {r.key for r in records}
     records = [r for r in records if r.key not in keys]  # added before, then cut short
     entries = {r.key: spool.entries[r.location] for r in records if r.location in spool.entries}
     fresh = [
@@ -122,20 +132,21 @@ def _add(
         for row in read_rows(folder / QUARANTINE)
         if row["member"] not in done
     ]
-    left_out = [excluded_row(e) for e in choice.excluded]
-    write_excluded(folder, [*_without(folder, left_out), *left_out])
+    # Counted, not added up: a retry that was cut short may have written some of them.
+    excluded = [row for row in read_rows(folder / EXCLUDED) if row["key"] not in tried]
+    excluded += [excluded_row(e) for e in choice.excluded]
+    write_excluded(folder, excluded)
     splits = count_splits(choice.kept, old.vocabulary)
     write_lists(folder, choice.kept, splits)
-    excluded = Counter(old.excluded) + Counter(e.reason for e in choice.excluded)
-    excluded[QUARANTINED] = len(still)
+    counts = Counter(row["reason"] for row in excluded) + Counter({QUARANTINED: len(still)})
     extensions = {k.entry.extension for k in choice.kept}
     manifest = replace(
         old,
         image_extension=";".join(sorted(extensions)),
         splits=splits,
-        excluded={reason: count for reason, count in excluded.items() if count},
+        excluded=dict(counts),
         shards=tuple(sorted([*old.shards, *shards], key=lambda s: (by_split[s.split], s.name))),
-        notes=notes(choice),
+        notes=(*lasting(old.notes), *notes(choice)),
         files=file_hashes(folder) | {QUARANTINE: sha256(quarantine_bytes(still)).hexdigest()},
     )
     write_atomic(folder / MANIFEST, manifest.to_json())
@@ -223,10 +234,3 @@ def _write_shards(
             shards.append(write_shard(folder / plan.split / plan.name, plan.split, samples))
             rows += [sample_row(kept, plan.name) for kept in plan.samples]
     return shards, rows
-
-
-def _without(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of excluded.parquet but for those of these keys: a retry that was cut short may
-    have written them."""
-    keys = {row["key"] for row in rows}
-    return [row for row in read_rows(folder / EXCLUDED) if row["key"] not in keys]

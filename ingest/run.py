@@ -4,7 +4,6 @@
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ingest.assemble import Head, assemble
-from ingest.choice import Choice, Excluded, Found, Policy, capped, choose
+from ingest.choice import (
+    COVERED_NOTE,
+    MISSING_NOTE,
+    Choice,
+    Excluded,
+    Found,
+    Policy,
+    capped,
+    choose,
+)
 from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Rejected, encode_image
 from ingest.engines import Encode, Engine, Job, LocalEngine, fork_server
@@ -27,7 +35,7 @@ from ingest.redact import settings as redact_settings
 from ingest.remote import begin, finish, read_ahead, upload, work_folder
 from ingest.split import assign_splits
 from ingest.spool import FOLDER_NAME as SPOOL
-from ingest.spool import Entry, Spool, differences
+from ingest.spool import Entry, Spool, differences, remove_spool
 from ingest.tables import excluded_row
 from shards.codec import BadImage
 from shards.console import Advance, RunFailed, UserError, progress, stderr, warn
@@ -54,7 +62,7 @@ def ingest(source: Source, config: IngestConfig) -> Manifest:
         stderr.print(f"{target} is finished already; nothing to do")
     made = there or _finished(folder, settings)
     manifest = made or _make(source, records, settings, config, folder, target)
-    shutil.rmtree(folder / SPOOL, ignore_errors=True)  # may be there after a kill, too
+    remove_spool(folder)  # may be there after a kill, too; not a running retry's
     there = _finished(target, settings)  # meanwhile, another machine may have been faster
     if is_remote(target):
         if not there:
@@ -86,13 +94,13 @@ def _make(
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
         if missing:
-            head = replace(head, notes=(f"missing: {missing.text}",))
+            head = replace(head, notes=(f"{MISSING_NOTE}{missing.text}",))
         if rectangles:
             split, workers = config.redact_split, config.workers
             covered = cover(source, choice, rectangles, split, spool, encoding, workers)
             spool.flush()
             changed = sum(k.entry is not c.entry for k, c in zip(choice.kept, covered.kept))
-            note = f"parts of {changed} images ({split}) are blacked out"
+            note = f"{COVERED_NOTE}{changed} images ({split}) are blacked out"
             choice, head = covered, replace(head, notes=(*head.notes, note))
         bad = [entry for entry in spool.entries.values() if entry.problem]
         write_quarantine(folder / QUARANTINE, source.name, bad)

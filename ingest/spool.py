@@ -8,6 +8,7 @@ is there as a whole or not at all. Entries of rejected images are kept too, with
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -171,6 +172,14 @@ def lock(folder: Path) -> Any:
             f"another ingest is writing to {folder.parent}; wait for it, or name another --out"
         ) from None
     return file
+
+
+def remove_spool(dataset_folder: Path) -> None:
+    """Remove what a finished run left. UserError when another run is at work with it."""
+    folder = dataset_folder / FOLDER_NAME
+    if folder.is_dir():
+        with lock(folder):
+            shutil.rmtree(folder)
 
 
 def _damaged(folder: Path, name: str) -> UserError:

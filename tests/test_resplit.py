@@ -1,6 +1,7 @@
 """ingest.resplit: the same shards as an ingest with those settings gives, without the images."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -115,6 +116,20 @@ def test_the_test_set_can_stay(folder: Path, tmp_path: Path):
     target = again(folder, out=tmp_path / "out", keep_test=True, seed=3)
     assert (target / "lists/test.txt").read_bytes() == (folder / "lists/test.txt").read_bytes()
     assert (target / "lists/val.txt").read_bytes() != (folder / "lists/val.txt").read_bytes()
+
+
+def test_a_note_of_covered_images_stays(folder: Path, tmp_path: Path):
+    redacted = replace(
+        load_manifest(folder),
+        settings=load_manifest(folder).settings | {"redact": {"sha256": "x", "split": "all"}},
+        notes=("parts of 5 images (all) are blacked out",),
+    )
+    (folder / "manifest.json").write_bytes(redacted.to_json())
+    again(folder, seed=1)
+    assert load_manifest(folder).notes[0] == "parts of 5 images (all) are blacked out"
+    for cap in (6, 5):
+        again(folder, cap_per_class=cap)
+        assert load_manifest(folder).notes[0] == "parts of at most 5 images (all) are blacked out"
 
 
 def test_a_cap(folder: Path, tmp_path: Path):

@@ -11,12 +11,14 @@ import pytest
 from ingest.choice import Found, Kept, Policy
 from ingest.config import IngestConfig
 from ingest.record import Record, Source
+from ingest.resplit import ResplitConfig, resplit
 from ingest.retry import place, retry
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from ingest.sources.table import Table, TableConfig
 from ingest.split import SplitConfig
-from ingest.spool import Entry
+from ingest.spool import Entry, Spool
 from shards.console import UserError
 from shards.manifest import load_manifest
 from shards.verify import verify_dataset
@@ -84,19 +86,54 @@ def test_a_retry_that_is_cut_short_is_done_again(raw: Path, monkeypatch: pytest.
     shutil.copytree(raw.parent / "out", raw.parent / "whole/out")
     folder = raw.parent / "out/covid-radiography"
     mend(raw, "COVID-19 (1).png")
-    for step in ("write_samples", "write_atomic", "write_quarantine_rows"):
+    shutil.copy(raw / "COVID-19/COVID-19 (3).png", raw / "COVID-19/COVID-19 (2).png")
+    for step in ("write_samples", "write_atomic", "write_quarantine_rows", "remove_spool"):
         monkeypatch.setattr(f"ingest.retry.{step}", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             retry(source(raw), config(raw))
         monkeypatch.undo()
     cut = retry(source(raw), config(raw))
     assert not verify_dataset(folder, lambda _: None)
+    assert not (folder / ".spool").exists()
+    assert cut.excluded["duplicate: same bytes"] == 2
+    rows = pq.read_table(folder / "excluded.parquet").to_pylist()
+    assert sum(row["reason"] == "duplicate: same bytes" for row in rows) == 2
     whole = retry(source(raw), replace(config(raw), out=raw.parent / "whole/out"))
     assert cut == whole
     other = raw.parent / "whole/out/covid-radiography"
     assert tars(folder) == tars(other)
     for name in ("samples.parquet", "excluded.parquet", "quarantine.parquet"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_plain_ingest_leaves_a_running_retry_its_spool(raw: Path):
+    ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    with Spool(folder, {}), pytest.raises(UserError, match=r"another ingest .*; wait for it"):
+        ingest(source(raw), config(raw))
+    assert (folder / ".spool/settings.json").is_file()
+    ingest(source(raw), config(raw))  # what a kill left is removed
+    assert not (folder / ".spool").exists()
+
+
+def test_notes_that_stay_true_stay(raw: Path):
+    source = Table(TableConfig(raw, write_table(raw)))
+    ingest(source, config(raw, allow_missing=True))
+    mend(raw, "COVID-19 (1).png")
+    manifest = retry(source, config(raw))
+    assert manifest.notes[0].startswith("missing: 1 of the table's ")
+    assert sum(note.startswith("the patient is unknown") for note in manifest.notes) == 1
+    ((_, again),) = resplit(ResplitConfig((raw.parent / "out/csv",), seed=1, progress=False))
+    assert again.notes == manifest.notes
+
+
+def write_table(raw: Path) -> Path:
+    """A CSV of the images of one class, and of one that is not there."""
+    names = [f"COVID-19/{path.name}" for path in sorted((raw / "COVID-19").glob("*.png"))]
+    rows = [f"{name},{number % 2}" for number, name in enumerate([*names, "COVID-19/gone.png"])]
+    table = raw.parent / "table.csv"
+    table.write_text("\n".join(["path,labels", *rows]))
+    return table
 
 
 def test_nothing_to_retry_and_other_settings(raw: Path, capsys: pytest.CaptureFixture[str]):
