@@ -15,6 +15,7 @@ import tyro
 
 from ingest.assemble import Head, assemble
 from ingest.choice import COVERED_NOTE, Excluded, Found, Kept, Policy, choose, lasting
+from ingest.command import hand_on
 from ingest.finished import Finished
 from ingest.lists import apply_split_lists, split_lists
 from ingest.quarantine import FILE_NAME as QUARANTINE
@@ -29,7 +30,9 @@ from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest, manifest_hash
 from shards.verify import find_datasets
 
-_HISTORY = "resplit_of"
+HISTORY = "resplit_of"
+# The settings that are a resplit's own; the others are those of the ingest, for good.
+CHANGED = ("seed", "shard_mb", "split", "lists", "keep_test", HISTORY)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def _resplit(folder: Path, config: ResplitConfig) -> tuple[Path, Manifest]:
     with lock(work / SPOOL):
         manifest = _write(folder, work, old, settings, split, lists, config)
     shutil.rmtree(work / SPOOL)
+    hand_on(folder, target)
     if work != target:
         _swap(folder)
     return target, manifest
@@ -130,7 +134,7 @@ def _settings(
         "split": asdict(split) | {"fractions": list(split.fractions)},
         "lists": given,
         "keep_test": config.keep_test,
-        _HISTORY: manifest_hash(folder),
+        HISTORY: manifest_hash(folder),
     }
     return {**old.settings, **changed}
 
@@ -145,7 +149,7 @@ def _bytes(path: Path) -> bytes:
 def _is_done(target: Path, same: Manifest | None, settings: Mapping[str, Any]) -> bool:
     """Whether the target holds this split. UserError when it holds another data set."""
     if same is not None:  # in place: the history says what it was made from, not how it is split
-        return {**same.settings, _HISTORY: ""} == {**settings, _HISTORY: ""}
+        return {**same.settings, HISTORY: ""} == {**settings, HISTORY: ""}
     if not (target / MANIFEST).exists():
         return False
     there = load_manifest(target).settings

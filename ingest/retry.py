@@ -1,6 +1,7 @@
 """The quarantined images of a finished data set, tried again: what decodes now becomes new shards.
 
 Run: python -m ingest <source> --src PATH --out DIR --retry, with the options of the first run.
+After a resplit its seed, shares and size of shards hold.
 The shards there are stay as they are; tables are renewed, then the manifest. audit.html stays, as
 it shows images that are in no shard; the manifest's notes count new pairs too.
 """
@@ -30,8 +31,9 @@ from ingest.finished import Finished
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import quarantine_bytes, quarantine_row, write_quarantine_rows
 from ingest.record import Record, Source
+from ingest.resplit import CHANGED, HISTORY
 from ingest.run import QUARANTINED, all_settings, encode_all, spool_settings
-from ingest.split import SplitConfig, assign_splits, join_patients, patient_of
+from ingest.split import TEST, SplitConfig, assign_splits, join_patients, patient_of
 from ingest.spool import Spool, differences, remove_spool
 from ingest.tables import (
     EXCLUDED,
@@ -62,7 +64,7 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
     old = load_manifest(folder)
     records = source.records()
     encoding = config.encode_config()
-    settings = all_settings(source, records, config, encoding)
+    settings = all_settings(source, records, config, encoding) | _of_resplit(old, folder)
     known = {**old.settings, _MAY_CHANGE: settings[_MAY_CHANGE]}
     if known != settings:
         raise UserError(
@@ -70,12 +72,14 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
             "the options of the first run"
         )
     bad = {row["member"] for row in read_rows(folder / QUARANTINE)}
-    again = [r for r in records if r.file in bad and not r.excluded]
+    again = [_undivided(r, old.settings) for r in records if r.file in bad and not r.excluded]
     if not again:
         stderr.print(f"{folder} has no quarantined images; nothing to do")
         remove_spool(folder)  # of a retry that was cut short behind its last table
         return old
     with Spool(folder, spool_settings(settings)) as spool:
+        if load_manifest(folder) != old:  # which would be taken back, and its shards removed
+            raise UserError(f"{folder} was changed by another run meanwhile; start this one again")
         _remove_strangers(folder, old)
         # What still does not decode stays in quarantine, and what is gone too: no reason to fail.
         patient = replace(config, max_bad=1.0, allow_missing=True)
@@ -84,6 +88,35 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
         manifest = _add(source, again, spool, folder, replace(old, settings=settings), config)
     remove_spool(folder)
     return manifest
+
+
+def _of_resplit(old: Manifest, folder: Path) -> dict[str, Any]:
+    """The settings that a resplit changed, to go on with. UserError when it was by lists."""
+    if HISTORY not in old.settings:
+        return {}
+    if old.settings["lists"]:
+        raise UserError(
+            f"{folder} was split anew by lists, which do not say where its quarantined images "
+            "belong; ingest it into another --out, retry there, and resplit that by the lists"
+        )
+    stderr.print(f"{folder} was split anew; the seed, shares and shard size of that hold")
+    return {name: old.settings[name] for name in CHANGED}
+
+
+def _undivided(record: Record, settings: Mapping[str, Any]) -> Record:
+    """The record with the split that it has to keep: a resplit puts a source's own aside, and
+    with --keep-test all of it but the test set."""
+    if HISTORY not in settings or (settings["keep_test"] and record.split == TEST):
+        return record
+    return replace(record, split=None)
+
+
+def _split_of(settings: Mapping[str, Any]) -> SplitConfig:
+    """As the data set was divided last; a test set that was kept stays closed."""
+    known = settings["split"]
+    train, val, test = known["fractions"]
+    shares = (train, val, 0.0 if settings.get("keep_test") else test)
+    return SplitConfig(shares, known["test_per_class"], known["cap_per_class"])
 
 
 def _remove_strangers(folder: Path, manifest: Manifest) -> None:
@@ -117,7 +150,8 @@ def _add(
         if r.key in entries and not entries[r.key].problem
     ]
     policy = Policy(config.on_duplicate, config.near_duplicate)
-    choice = place(there, fresh, source.split, config.seed, policy)
+    seed = old.settings["seed"]
+    choice = place(there, fresh, _split_of(old.settings), seed, policy)
     added = choice.kept[len(there) :]
     shards, rows = _write_shards(folder, old, added, spool, config)
     by_split = {split: number for number, split in enumerate(SPLITS)}
@@ -225,7 +259,8 @@ def _write_shards(
 ) -> tuple[list[ShardInfo], list[Mapping[str, Any]]]:
     """The new shards, and the rows of their samples."""
     there = Counter(shard.split for shard in old.shards)
-    plans = plan_shards(old.dataset, added, config.shard_mb * 10**6, config.seed, there)
+    seed, shard_bytes = old.settings["seed"], old.settings["shard_mb"] * 10**6
+    plans = plan_shards(old.dataset, added, shard_bytes, seed, there)
     shards: list[ShardInfo] = []
     rows: list[Mapping[str, Any]] = []
     with progress("add", len(added), shown=config.progress) as advance:

@@ -12,7 +12,7 @@ from ingest.choice import Found, Kept, Policy
 from ingest.config import IngestConfig
 from ingest.record import Record, Source
 from ingest.resplit import ResplitConfig, resplit
-from ingest.retry import place, retry
+from ingest.retry import _undivided, place, retry
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
@@ -20,7 +20,7 @@ from ingest.sources.table import Table, TableConfig
 from ingest.split import SplitConfig
 from ingest.spool import Entry, Spool
 from shards.console import UserError
-from shards.manifest import load_manifest
+from shards.manifest import Manifest, load_manifest
 from shards.verify import verify_dataset
 
 BAD = "NORMAL/NORMAL (13).png"  # what tiny_raw's covid-radiography has in quarantine
@@ -116,6 +116,23 @@ def test_a_plain_ingest_leaves_a_running_retry_its_spool(raw: Path):
     assert not (folder / ".spool").exists()
 
 
+def test_a_retry_that_another_one_overtook_takes_nothing_back(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ingest(source(raw), config(raw))
+    mend(raw, "COVID-19 (1).png")
+
+    def late(*given):
+        monkeypatch.undo()
+        retry(source(raw), config(raw))
+        return Spool(*given)
+
+    monkeypatch.setattr("ingest.retry.Spool", late)
+    with pytest.raises(UserError, match="was changed by another run meanwhile"):
+        retry(source(raw), config(raw))
+    assert not verify_dataset(raw.parent / "out/covid-radiography", lambda _: None)
+
+
 def test_notes_that_stay_true_stay(raw: Path):
     source = Table(TableConfig(raw, write_table(raw)))
     ingest(source, config(raw, allow_missing=True))
@@ -123,8 +140,58 @@ def test_notes_that_stay_true_stay(raw: Path):
     manifest = retry(source, config(raw))
     assert manifest.notes[0].startswith("missing: 1 of the table's ")
     assert sum(note.startswith("the patient is unknown") for note in manifest.notes) == 1
-    ((_, again),) = resplit(ResplitConfig((raw.parent / "out/csv",), seed=1, progress=False))
-    assert again.notes == manifest.notes
+    assert again(raw.parent / "out/csv", seed=1).notes == manifest.notes
+
+
+def again(folder: Path, **options) -> Manifest:
+    ((_, manifest),) = resplit(ResplitConfig((folder,), **({"progress": False} | options)))
+    return manifest
+
+
+def test_after_a_resplit_its_split_is_gone_on_with(raw: Path):
+    ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    before = again(folder, seed=7, fractions=(0.0001, 0.0001, 0.9998), shard_mb=1)
+    files = tars(folder)
+    mend(raw, "COVID-19 (1).png")
+    manifest = retry(source(raw), config(raw, retry=True))
+    assert not verify_dataset(folder, lambda _: None)
+    assert files.items() < tars(folder).items()
+    assert manifest.splits["test"].samples == before.splits["test"].samples + 1
+    known = {**before.settings, "files_sha256": ""}
+    assert {**manifest.settings, "files_sha256": ""} == known
+    with pytest.raises(UserError, match="on_duplicate was drop, now keep; --retry needs"):
+        retry(source(raw), config(raw, on_duplicate="keep"))
+
+
+def test_after_a_resplit_that_kept_the_test_set_it_stays_closed(raw: Path):
+    selection = SelectionConfig(fractions=(0.0001, 0.0001, 0.9998), exclude=raw / "exclude.txt")
+    whole = select(CovidRadiography(CovidRadiographyConfig(raw)), selection)
+    ingest(whole, config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    before = again(folder, keep_test=True, seed=3)
+    mend(raw, "COVID-19 (1).png")
+    manifest = retry(whole, config(raw))
+    assert manifest.excluded["quarantined"] == 2
+    assert manifest.splits["test"] == before.splits["test"]
+
+
+def test_a_given_split_holds_no_more_after_a_resplit(raw: Path):
+    record = Record("a", "a", (), split="test")
+    assert _undivided(record, {}).split == "test"
+    assert _undivided(record, {"resplit_of": "x", "keep_test": False}).split is None
+    assert _undivided(record, {"resplit_of": "x", "keep_test": True}).split == "test"
+    train = replace(record, split="train")
+    assert _undivided(train, {"resplit_of": "x", "keep_test": True}).split is None
+
+
+def test_after_a_resplit_by_lists_the_way_out_is_told(raw: Path):
+    ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    lists = {f"{split}_list": folder / f"lists/{split}.txt" for split in ("train", "test")}
+    again(folder, **lists)
+    with pytest.raises(UserError, match=r"was split anew by lists, .*; ingest it into another"):
+        retry(source(raw), config(raw))
 
 
 def write_table(raw: Path) -> Path:
