@@ -51,7 +51,7 @@ class ResplitConfig:
     test_per_class: int | None = None
     """Test images of each class; the shares of train and val divide the rest."""
     cap_per_class: int | None = None
-    """Use no more than this many images of each class."""
+    """Use no more than this many images of each class; with --keep-test, beside the test set."""
     keep_test: bool = False
     """Leave the test set as it is and divide the rest into train and val."""
     train_list: Path | None = None
@@ -66,10 +66,18 @@ class ResplitConfig:
     """Show progress bars."""
 
     def lists(self) -> dict[str, Path]:
-        """Split -> list. UserError for lists that make no sense together."""
+        """Split -> list. UserError for options that contradict each other or change nothing."""
         lists = split_lists(self.train_list, self.val_list, self.test_list)
         if lists and self.keep_test:
             raise UserError("--keep-test and --test-list exclude each other")
+        if self.test_per_class is not None and (lists or self.keep_test):
+            given = "--keep-test says" if self.keep_test else "lists say"
+            raise UserError(
+                f"--test-per-class {self.test_per_class} changes nothing: {given} which images "
+                "test; drop one"
+            )
+        if self.fractions and lists and TRAIN_VAL not in lists:
+            raise UserError("--fractions changes nothing: the lists divide all images; drop one")
         return lists
 
 
@@ -177,7 +185,9 @@ def _write(
     usable = [Found(r, k.entry, k.source) for r, k in zip(records, samples) if not r.excluded]
     left_out = [Excluded(r, r.excluded) for r in records if r.excluded]
     policy = Policy(settings.get("on_duplicate", "drop"), settings.get("near_duplicate", "report"))
-    choice = choose(usable, split, settings["seed"], policy)
+    # A cap of before holds as it is; applied again it would take images of a kept test set.
+    split = replace(split, cap_per_class=config.cap_per_class)
+    choice = choose(usable, split, settings["seed"], policy, keep_test=config.keep_test)
     if not choice.kept:
         raise RunFailed(f"no image of {old.dataset} is left; the lists name none of its files")
     head = Head(

@@ -150,8 +150,8 @@ def _add(
         if r.key in entries and not entries[r.key].problem
     ]
     policy = Policy(config.on_duplicate, config.near_duplicate)
-    seed = old.settings["seed"]
-    choice = place(there, fresh, _split_of(old.settings), seed, policy)
+    seed, keep_test = old.settings["seed"], old.settings.get("keep_test", False)
+    choice = place(there, fresh, _split_of(old.settings), seed, policy, keep_test=keep_test)
     added = choice.kept[len(there) :]
     shards, rows = _write_shards(folder, old, added, spool, config)
     by_split = {split: number for number, split in enumerate(SPLITS)}
@@ -161,11 +161,8 @@ def _add(
     problems = {
         r.file: quarantine_row(e, source.name) for r in records if (e := entries.get(r.key))
     }
-    still = [
-        problems.get(row["member"], row)
-        for row in read_rows(folder / QUARANTINE)
-        if row["member"] not in done
-    ]
+    bad = [row for row in read_rows(folder / QUARANTINE) if row["member"] not in done]
+    still = [problems.get(row["member"], row) for row in bad]
     # Counted, not added up: a retry that was cut short may have written some of them.
     excluded = [row for row in read_rows(folder / EXCLUDED) if row["key"] not in tried]
     excluded += [excluded_row(e) for e in choice.excluded]
@@ -190,10 +187,17 @@ def _add(
 
 
 def place(
-    there: Sequence[Kept], fresh: Sequence[Found], split: SplitConfig, seed: int, policy: Policy
+    there: Sequence[Kept],
+    fresh: Sequence[Found],
+    split: SplitConfig,
+    seed: int,
+    policy: Policy,
+    *,
+    keep_test: bool = False,
 ) -> Choice:
     """Which of the fresh images are added, and to which split: that of their patient or of their
-    copy where one is there. `there` stays as it is, and comes first in what is kept."""
+    copy where one is there. `there` stays as it is, and comes first in what is kept. keep_test:
+    the cap is for the images beside the test set."""
     on_duplicate: OnDuplicate = "fail" if policy.on_duplicate == "fail" else "keep"
     on_near: OnNear = "keep" if policy.near_duplicate == "keep" else "report"
     found = [*_found(there), *fresh]
@@ -215,7 +219,11 @@ def place(
         for r in joined[len(there) :]
         if r.key not in excluded
     ]
-    over = _over_cap(there, placed, split.cap_per_class)
+    over = _over_cap(
+        [k for k in there if not (keep_test and k.split == TEST)],
+        [r for r in placed if not (keep_test and r.split == TEST)],
+        split.cap_per_class,
+    )
     splits = assign_splits([r for r in placed if r.key not in over], _free_split(split), seed)
     left_out = [
         Excluded(f.record, *excluded.get(f.record.key, (OVER_CAP, None)))

@@ -18,6 +18,8 @@ from shards.manifest import load_manifest
 from shards.reader import read_split
 from shards.verify import verify_dataset
 
+LISTS = ("train_list", "test_list", "val_list")
+
 
 @pytest.fixture
 def folder(tiny_shards: Path, tmp_path: Path) -> Path:
@@ -139,6 +141,18 @@ def test_a_cap(folder: Path, tmp_path: Path):
         again(target, cap_per_class=7)
 
 
+def test_a_cap_takes_nothing_of_a_kept_test_set(folder: Path, tmp_path: Path):
+    before = load_manifest(folder).splits["test"]
+    target = again(folder, out=tmp_path / "out", keep_test=True, cap_per_class=4)
+    manifest = load_manifest(target)
+    assert (target / "lists/test.txt").read_bytes() == (folder / "lists/test.txt").read_bytes()
+    assert manifest.splits["test"] == before
+    for label in manifest.labels:
+        assert sum(manifest.splits[s].labels[label] for s in ("train", "val")) == 4
+    once_more = again(target, out=tmp_path / "more", seed=8)  # the cap of before takes no more
+    assert len(members(once_more)) == len(members(target))
+
+
 @pytest.mark.parametrize("moment", ["between", "after"])
 def test_a_swap_that_was_cut_is_completed(folder: Path, tmp_path: Path, moment: str):
     whole = again(Path(shutil.copytree(folder, tmp_path / "b" / folder.name)), seed=1)
@@ -175,6 +189,9 @@ def test_damage_is_refused(folder: Path):
         ({"shard_mb": 0}, "--shard-mb 0"),
         ({"test_per_class": 500}, "leave too few"),
         ({"train_list": Path("none.txt")}, "belong together"),
+        ({"keep_test": True, "test_per_class": 2}, "changes nothing: --keep-test says"),
+        (dict.fromkeys(LISTS[:2], Path("x")) | {"test_per_class": 2}, "nothing: lists say"),
+        (dict.fromkeys(LISTS, Path("x")) | {"fractions": (0.8, 0.1, 0.1)}, "lists divide all"),
         ({"train_list": Path("none.txt"), "test_list": Path("none.txt")}, "cannot read the list"),
     ],
 )

@@ -242,6 +242,16 @@ def test_a_cap_holds():
     assert [e.record.key for e in choice.excluded] == ["b", "d"]
 
 
+def test_a_cap_counts_no_kept_test_set():
+    there = [kept(image("a", None, 0), "test"), kept(image("b", None, 60), "train")]
+    fresh = [image("c", None, 120), image("d", None, 180)]
+    split = SplitConfig((0.8, 0.2, 0.0), cap_per_class=2)
+    choice = place(there, fresh, split, 0, Policy(), keep_test=True)
+    assert [e.record.key for e in choice.excluded] == ["d"]
+    choice = place(there, fresh, split, 0, Policy())
+    assert [e.record.key for e in choice.excluded] == ["c", "d"]
+
+
 def test_another_size_of_a_mended_file_is_no_other_setting(raw: Path):
     ingest(source(raw), config(raw))
     grey = cv2.imread(str(raw / "COVID-19/COVID-19 (3).png"), 0)
