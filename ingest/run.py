@@ -46,7 +46,7 @@ from shards.remote import is_remote
 
 MISSING = "image missing"
 QUARANTINED = "quarantined"
-_SETTLED_BY_SPOOL = ("format", "shorter_side", "near_hash")
+_SETTLED_BY_SPOOL = ("format", "shorter_side", "near_hash", "max_megapixels")
 
 
 def ingest(source: Source, config: IngestConfig) -> Manifest:
@@ -109,7 +109,7 @@ def _make(
 
 def spool_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of them that decide an encoded image."""
-    return {name: settings[name] for name in _SETTLED_BY_SPOOL}
+    return {name: settings[name] for name in _SETTLED_BY_SPOOL if name in settings}
 
 
 def all_settings(
@@ -125,6 +125,7 @@ def all_settings(
         "on_duplicate": config.on_duplicate,
         "near_duplicate": config.near_duplicate,
         "near_hash": NEAR_HASH,
+        **config.limits(),
         **redact_settings(config.redact, config.redact_split),
         "labels": [*source.vocabulary.names],
         "exclusive": source.vocabulary.exclusive,
