@@ -89,7 +89,7 @@ def _make(
         rectangles = by_file(rectangles, records, config.redact, source.named)
     if is_remote(target):
         begin(target)
-    with Spool(folder, spool_settings(settings)) as spool:
+    with Spool(folder, spool_settings(settings), settings) as spool:
         encode_all(source, records, spool, config, encoding, missing.images if missing else 0)
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
