@@ -99,7 +99,8 @@ def _of_resplit(old: Manifest, folder: Path) -> dict[str, Any]:
             f"{folder} was split anew by lists, which do not say where its quarantined images "
             "belong; ingest it into another --out, retry there, and resplit that by the lists"
         )
-    stderr.print(f"{folder} was split anew; the seed, shares and shard size of that hold")
+    said = f"{folder} was split anew; the seed, shares and shard size of that hold"
+    stderr.print(said, soft_wrap=True)
     return {name: old.settings[name] for name in CHANGED}
 
 
