@@ -139,14 +139,30 @@ def _merge(config: MergeConfig) -> None:
 def _retry(config: RetryConfig) -> None:
     if not config.folders:
         raise console.UserError("no data set named; give the folders of finished data sets")
-    for given in config.folders:
-        for folder in find_datasets(given.resolve()):
-            place, arguments = recall(folder, SOURCES)
-            console.stderr.print(f"again: {console.one_line(' '.join(arguments))}", soft_wrap=True)
-            if not place.is_dir():
-                raise console.UserError(f"no folder {place}, where {folder} was made; make it")
-            with chdir(place):  # its paths may be relative
-                _parse([*arguments, "--out", str(folder.parent), "--retry"])()
+    folders = [folder for given in config.folders for folder in find_datasets(given.resolve())]
+    failed = []
+    for folder in folders:
+        try:
+            _retry_one(folder)
+        except (console.UserError, console.RunFailed) as error:
+            if len(folders) == 1:
+                raise
+            console.warn(f"{folder} could not be retried: {error}")
+            failed.append(str(folder))
+    if failed:
+        raise console.RunFailed(
+            f"{len(failed)} of {len(folders)} data sets could not be retried: {', '.join(failed)}; "
+            "the warnings above say why"
+        )
+
+
+def _retry_one(folder: Path) -> None:
+    place, arguments = recall(folder, SOURCES)
+    console.stderr.print(f"again: {console.one_line(' '.join(arguments))}", soft_wrap=True)
+    if not place.is_dir():
+        raise console.UserError(f"no folder {place}, where {folder} was made; make it")
+    with chdir(place):  # its paths may be relative
+        _parse([*arguments, "--out", str(folder.parent), "--retry"])()
 
 
 def _parse(arguments: list[str]) -> Action:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from ingest.audit import Audit, Candidate, OnDuplicate, OnNear, Pair, audit, connected
 from ingest.near import THRESHOLD
-from ingest.record import Record
+from ingest.record import PASSED_OVER, Record
 from ingest.split import (
+    TEST,
     SplitConfig,
     assign_splits,
     join_patients,
@@ -17,6 +18,8 @@ from ingest.split import (
 from ingest.spool import Entry
 
 OVER_CAP = "over the cap per class"
+# How those notes begin that the samples alone do not tell.
+MISSING_NOTE, COVERED_NOTE = "missing: ", "parts of "
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,17 @@ class Choice:
         return {k.record.key: k.split for k in self.kept}
 
 
-def choose(found: Sequence[Found], split: SplitConfig, seed: int, policy: Policy) -> Choice:
+def choose(
+    found: Sequence[Found],
+    split: SplitConfig,
+    seed: int,
+    policy: Policy,
+    *,
+    keep_test: bool = False,
+) -> Choice:
     """Audit, cap and split. The patients of an image and of its duplicate or near duplicate are
-    one patient to the split, so a copy under another name leaks nothing."""
+    one patient to the split, so a copy under another name leaks nothing. keep_test: the cap is for
+    the images that do not stand in the test set already."""
     records = [f.record for f in found]
     result = audit([candidate(f) for f in found], policy.on_duplicate, policy.near_duplicate)
     excluded = [
@@ -82,7 +93,9 @@ def choose(found: Sequence[Found], split: SplitConfig, seed: int, policy: Policy
         if r.key in result.dropped
     ]
     single = [r for r in records if r.key not in result.dropped]
-    within = capped(single, split, seed)
+    tested = [r for r in single if keep_test and r.split == TEST]
+    fixed = {r.key for r in tested}
+    within = [*tested, *capped([r for r in single if r.key not in fixed], split, seed)]
     inside = {r.key for r in within}
     excluded += [Excluded(r, OVER_CAP) for r in single if r.key not in inside]
     splits = assign_splits(join_patients(within, _same_patients(records, result)), split, seed)
@@ -120,6 +133,15 @@ def notes(choice: Choice) -> tuple[str, ...]:
     if shared:
         said.append(f"{len(shared)} patients have images in more than one split (given lists)")
     return tuple(said)
+
+
+def lasting(said: Sequence[str]) -> tuple[str, ...]:
+    """Those of a data set's notes that stay with it, whatever becomes of its samples."""
+    return tuple(
+        note
+        for note in said
+        if note.startswith((MISSING_NOTE, COVERED_NOTE)) or note.endswith(PASSED_OVER)
+    )
 
 
 def leaks(choice: Choice) -> int:

@@ -20,8 +20,9 @@ FOLDER_NAME = ".ingest"
 @dataclass(frozen=True)
 class RetryConfig:
     """Try the quarantined images of finished data sets again, with the options of the command that
-    made them; what decodes now is added as shards of its own. The shards there are stay as they
-    are."""
+    made them (after a resplit, with its seed and shares); what decodes now is added as shards of
+    its own. The shards there are stay as they are. A data set whose command is not remembered is
+    named at the end, and the others are done."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of data sets, or folders that hold several."""
@@ -49,6 +50,14 @@ def recall(folder: Path, sources: Collection[str]) -> tuple[Path, list[str]]:
             f"the command that made {folder} is not remembered in {_place(folder)} (that of dicom "
             "never is); run it again with --retry"
         ) from None
+
+
+def hand_on(folder: Path, target: Path) -> None:
+    """Keep the command of the data set in `folder`, if it is remembered, for its copy too."""
+    old, new = _place(folder), _place(target)
+    if old.is_file() and old != new:
+        new.parent.mkdir(exist_ok=True)
+        write_atomic(new, old.read_bytes())
 
 
 def _place(folder: Path) -> Path:

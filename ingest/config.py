@@ -9,11 +9,13 @@ from ingest.audit import OnDuplicate, OnNear
 from ingest.encode import EncodeConfig
 from ingest.ray_engine import check_ray
 from ingest.redact import RedactSplit
-from shards.codec import Encoding
+from shards.codec import MAX_PIXELS, Encoding
 from shards.console import UserError
 from shards.remote import check_writable, is_remote
 
 _DEFAULT_SHORTER_SIDE = 512
+_DEFAULT_MEGAPIXELS = MAX_PIXELS / 1e6
+_MOST_MEGAPIXELS = 1000  # 1 GB of grey in each worker
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class IngestConfig:
     """Go on without the images that the metadata list and the source lacks."""
     max_bad: float = 0.01
     """Fail when a larger share of the images cannot be decoded (3 images are always allowed)."""
+    max_megapixels: float = _DEFAULT_MEGAPIXELS
+    """Images of more pixels go to quarantine before they are decoded (decompression bombs); so do
+    those that still have more than 100 megapixels in the shard, whose readers refuse them."""
     dry_run: bool = False
     """Write nothing (but dicom's --key-file): say from the metadata what there would be, how large
     and how long, measured on the first 32 images."""
@@ -80,7 +85,12 @@ class IngestConfig:
             raise UserError("--format keep keeps the source's bytes; drop --redact")
         if side is None:
             side = 0 if self.format == "keep" else _DEFAULT_SHORTER_SIDE
-        return EncodeConfig(self.format, side or None)
+        return EncodeConfig(self.format, side or None, int(self.max_megapixels * 1e6))
+
+    def limits(self) -> dict[str, float]:
+        """What goes into the manifest's settings: nothing where the limit is the default."""
+        changed = self.max_megapixels != _DEFAULT_MEGAPIXELS
+        return {"max_megapixels": self.max_megapixels} if changed else {}
 
     def check(self) -> None:
         """UserError for a number out of its range."""
@@ -93,6 +103,10 @@ class IngestConfig:
         for option, (value, low, high) in ranges.items():
             if not low <= value <= high:
                 raise UserError(f"{option} {value}; allowed: {low} to {high}")
+        if not 0 < self.max_megapixels <= _MOST_MEGAPIXELS:  # which NaN is not
+            raise UserError(
+                f"--max-megapixels {self.max_megapixels:g}; allowed: above 0, to {_MOST_MEGAPIXELS}"
+            )
         if self.ray_address and self.engine != "ray":
             raise UserError(f"--ray-address {self.ray_address} needs --engine ray")
         if self.engine == "ray":

@@ -20,7 +20,7 @@ _MAX_AGE = 120  # older ones are typing errors
 def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
     """(line, cells) of every row that is not blank; a cell is stripped, an optional column that is
     not there gives "". UserError for no such file, a missing column, or a row that is cut short."""
-    rows = csv.reader(io.StringIO(_text(path), newline=""))
+    rows = csv.reader(io.StringIO(table_text(path), newline=""))
     try:
         places = _places(path, [column.strip() for column in next(rows, [])], required, optional)
         width = 1 + max(places[column] for column in required)
@@ -38,7 +38,8 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
         raise UserError(f"{path} line {rows.line_num} is not CSV: {error}") from error
 
 
-def _text(path: Path) -> str:
+def table_text(path: Path) -> str:
+    """The table as text: UTF-8, else Latin-1. UserError when it cannot be read or is UTF-16."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ingest.csv_rows import table_text
 from ingest.split import TEST, TRAIN, TRAIN_VAL, VAL
 from shards.console import UserError
 from shards.labels import Vocabulary
@@ -29,7 +30,7 @@ class LabelRow:
 
 def read_labels(path: Path) -> list[LabelRow]:
     """The rows. UserError for a missing file or column, an empty or repeated id, a wrong split."""
-    rows = csv.reader(io.StringIO(_text(path), newline=""))
+    rows = csv.reader(io.StringIO(table_text(path), newline=""))
     found: list[LabelRow] = []
     lines: dict[str, int] = {}
     try:
@@ -48,13 +49,6 @@ def read_labels(path: Path) -> list[LabelRow]:
     if not found:
         raise UserError(f"{path} has no rows; expected one per image")
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"cannot read the label table {path}: {error.strerror}") from error
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -78,6 +72,15 @@ def _row(path: Path, header: Sequence[str], cells: Sequence[str], line: int) -> 
         raise UserError(f"{path} line {line} has no id: a SOPInstanceUID, or a path below --src")
     labels = {label.strip() for label in by_column["labels"].split("|")} - {""}
     return LabelRow(line, name, tuple(sorted(labels)), split)
+
+
+def as_latin(name: str) -> str:
+    """The name of a file as a table in Latin-1 has it, where the file system's is not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogateescape").decode("latin-1")
+    return name
 
 
 def make_vocabulary(rows: Sequence[LabelRow], given: Sequence[str], path: Path) -> Vocabulary:

@@ -74,6 +74,9 @@ def encode_image(data: bytes, config: EncodeConfig) -> Encoded | Rejected:
     try:
         grey = decode_source(data, config.max_pixels)
         reduced = reduce_shorter_side(grey, config.shorter_side)
+        if reduced.size > MAX_PIXELS:
+            height, width = reduced.shape
+            raise BadImage(f"{width} x {height} pixels, over what shards hold ({MAX_PIXELS})")
         image, extension = _encode(data, reduced, config)
     except BadImage as error:
         return Rejected(str(error), sha256)

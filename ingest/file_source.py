@@ -7,7 +7,7 @@ from os.path import isfile  # False for a name that is too long, where Path.is_f
 from pathlib import Path
 
 from ingest.files import folder_image, image_files, is_link, kind_passed_over, walk
-from ingest.record import Missing, Record, Source, SourceImage
+from ingest.record import PASSED_OVER, Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError, warn
 from shards.labels import Vocabulary
@@ -117,7 +117,7 @@ def tell_passed_over(src: Path, passed: Mapping[str, int]) -> tuple[str, ...]:
     warn(
         f"{text}, below {src}; passed over: rename those that are images, and ingest .dcm by dicom"
     )
-    return (f"{text}; passed over",)
+    return (f"{text}{PASSED_OVER}",)
 
 
 def find_root(src: Path, inside: Sequence[str]) -> Path | None:

@@ -31,6 +31,13 @@ def read_label_map(path: Path) -> LabelMap:
 
 def _parse_csv(text: str, path: Path) -> LabelMap:
     rows = csv.DictReader(text.splitlines())
+    try:
+        return _read(rows, path)
+    except csv.Error as error:
+        raise UserError(f"{path} line {rows.line_num} is not CSV: {error}") from error
+
+
+def _read(rows: "csv.DictReader[str]", path: Path) -> LabelMap:
     if not rows.fieldnames or not set(_COLUMNS) <= set(rows.fieldnames):
         raise UserError(
             f"{path} has the columns {rows.fieldnames}; expected {','.join(_COLUMNS)} in line 1"

@@ -12,6 +12,7 @@ from shards.codec import BadImage, Encoding
 from shards.labels import Vocabulary
 from shards.sample import Box
 
+PASSED_OVER = "; passed over"  # ends the note of what lies beside the images
 MAX_FILE_BYTES = 256 * 2**20  # the largest known radiograph file has 35 MB
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ingest.places import refuse_strangers
 from ingest.record import SourceImage
+from ingest.split import TEST, TRAIN, VAL
 from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import lock
 from shards.console import UserError, progress
@@ -108,9 +109,11 @@ def _now(sha256: str, place: RemotePath) -> list[str]:
 
 
 def _remove_strangers(folder: Path, target: RemotePath) -> None:
-    for split in (path for path in folder.iterdir() if path.is_dir()):
-        own = {path.name for path in split.iterdir()}
-        for place in (target / split.name).glob("*"):
+    """A split that the data set lacks may be there, of an earlier attempt."""
+    inside = {path.name for path in folder.iterdir() if path.is_dir()}
+    for name in sorted(inside | {TRAIN, VAL, TEST}):
+        own = {path.name for path in (folder / name).glob("*")}
+        for place in (target / name).glob("*"):
             if place.name not in own and place.is_file():
                 place.unlink()
 

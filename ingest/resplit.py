@@ -14,7 +14,8 @@ from typing import Any
 import tyro
 
 from ingest.assemble import Head, assemble
-from ingest.choice import Excluded, Found, Kept, Policy, choose
+from ingest.choice import COVERED_NOTE, Excluded, Found, Kept, Policy, choose, lasting
+from ingest.command import hand_on
 from ingest.finished import Finished
 from ingest.lists import apply_split_lists, split_lists
 from ingest.quarantine import FILE_NAME as QUARANTINE
@@ -29,7 +30,9 @@ from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest, manifest_hash
 from shards.verify import find_datasets
 
-_HISTORY = "resplit_of"
+HISTORY = "resplit_of"
+# The settings that are a resplit's own; the others are those of the ingest, for good.
+CHANGED = ("seed", "shard_mb", "split", "lists", "keep_test", HISTORY)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class ResplitConfig:
     test_per_class: int | None = None
     """Test images of each class; the shares of train and val divide the rest."""
     cap_per_class: int | None = None
-    """Use no more than this many images of each class."""
+    """Use no more than this many images of each class; with --keep-test, beside the test set."""
     keep_test: bool = False
     """Leave the test set as it is and divide the rest into train and val."""
     train_list: Path | None = None
@@ -63,10 +66,18 @@ class ResplitConfig:
     """Show progress bars."""
 
     def lists(self) -> dict[str, Path]:
-        """Split -> list. UserError for lists that make no sense together."""
+        """Split -> list. UserError for options that contradict each other or change nothing."""
         lists = split_lists(self.train_list, self.val_list, self.test_list)
         if lists and self.keep_test:
             raise UserError("--keep-test and --test-list exclude each other")
+        if self.test_per_class is not None and (lists or self.keep_test):
+            given = "--keep-test says" if self.keep_test else "lists say"
+            raise UserError(
+                f"--test-per-class {self.test_per_class} changes nothing: {given} which images "
+                "test; drop one"
+            )
+        if self.fractions and lists and TRAIN_VAL not in lists:
+            raise UserError("--fractions changes nothing: the lists divide all images; drop one")
         return lists
 
 
@@ -95,6 +106,7 @@ def _resplit(folder: Path, config: ResplitConfig) -> tuple[Path, Manifest]:
     with lock(work / SPOOL):
         manifest = _write(folder, work, old, settings, split, lists, config)
     shutil.rmtree(work / SPOOL)
+    hand_on(folder, target)
     if work != target:
         _swap(folder)
     return target, manifest
@@ -130,7 +142,7 @@ def _settings(
         "split": asdict(split) | {"fractions": list(split.fractions)},
         "lists": given,
         "keep_test": config.keep_test,
-        _HISTORY: manifest_hash(folder),
+        HISTORY: manifest_hash(folder),
     }
     return {**old.settings, **changed}
 
@@ -145,7 +157,7 @@ def _bytes(path: Path) -> bytes:
 def _is_done(target: Path, same: Manifest | None, settings: Mapping[str, Any]) -> bool:
     """Whether the target holds this split. UserError when it holds another data set."""
     if same is not None:  # in place: the history says what it was made from, not how it is split
-        return {**same.settings, _HISTORY: ""} == {**settings, _HISTORY: ""}
+        return {**same.settings, HISTORY: ""} == {**settings, HISTORY: ""}
     if not (target / MANIFEST).exists():
         return False
     there = load_manifest(target).settings
@@ -173,7 +185,9 @@ def _write(
     usable = [Found(r, k.entry, k.source) for r, k in zip(records, samples) if not r.excluded]
     left_out = [Excluded(r, r.excluded) for r in records if r.excluded]
     policy = Policy(settings.get("on_duplicate", "drop"), settings.get("near_duplicate", "report"))
-    choice = choose(usable, split, settings["seed"], policy)
+    # A cap of before holds as it is; applied again it would take images of a kept test set.
+    split = replace(split, cap_per_class=config.cap_per_class)
+    choice = choose(usable, split, settings["seed"], policy, keep_test=config.keep_test)
     if not choice.kept:
         raise RunFailed(f"no image of {old.dataset} is left; the lists name none of its files")
     head = Head(
@@ -184,10 +198,21 @@ def _write(
         settings,
         [*read_rows(folder / EXCLUDED), *(excluded_row(e) for e in left_out)],
         Counter(old.excluded) + Counter(e.reason for e in left_out),
+        _notes(old, len(left_out) + len(choice.excluded)),
     )
     if (folder / QUARANTINE).is_file():
         shutil.copyfile(folder / QUARANTINE, work / QUARANTINE)
     return assemble(work, head, choice, finished, work / SPOOL, shown=config.progress)
+
+
+def _notes(old: Manifest, left_out: int) -> list[str]:
+    """What stays true of the old notes: covered images may be among those left out now."""
+    said = [*lasting(old.notes)]
+    if not left_out or old.settings.get("redact", {}).get("split") != "all":
+        return said
+    most = f"{COVERED_NOTE}at most "
+    exact = [n.startswith(COVERED_NOTE) and not n.startswith(most) for n in said]
+    return [n.replace(COVERED_NOTE, most, 1) if changes else n for n, changes in zip(said, exact)]
 
 
 def _records(

@@ -1,11 +1,11 @@
 """The quarantined images of a finished data set, tried again: what decodes now becomes new shards.
 
 Run: python -m ingest <source> --src PATH --out DIR --retry, with the options of the first run.
+After a resplit its seed, shares and size of shards hold.
 The shards there are stay as they are; tables are renewed, then the manifest. audit.html stays, as
 it shows images that are in no shard; the manifest's notes count new pairs too.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,17 +15,27 @@ from typing import Any
 
 from ingest.assemble import SPLITS, count_splits, plan_samples, plan_shards
 from ingest.audit import OnDuplicate, OnNear, audit, connected
-from ingest.choice import OVER_CAP, Choice, Excluded, Found, Kept, Policy, candidate, notes
+from ingest.choice import (
+    OVER_CAP,
+    Choice,
+    Excluded,
+    Found,
+    Kept,
+    Policy,
+    candidate,
+    lasting,
+    notes,
+)
 from ingest.config import IngestConfig
 from ingest.finished import Finished
 from ingest.places import check_places
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import quarantine_bytes, quarantine_row, write_quarantine_rows
 from ingest.record import Record, Source
+from ingest.resplit import CHANGED, HISTORY
 from ingest.run import QUARANTINED, all_settings, encode_all, spool_settings
-from ingest.split import SplitConfig, assign_splits, join_patients, patient_of
-from ingest.spool import FOLDER_NAME as SPOOL
-from ingest.spool import Spool, differences
+from ingest.split import TEST, SplitConfig, assign_splits, join_patients, patient_of
+from ingest.spool import Spool, differences, remove_spool
 from ingest.tables import (
     EXCLUDED,
     SAMPLES,
@@ -55,7 +65,7 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
     old = load_manifest(folder)
     records = source.records()
     encoding = config.encode_config()
-    settings = all_settings(source, records, config, encoding)
+    settings = all_settings(source, records, config, encoding) | _of_resplit(old, folder)
     known = {**old.settings, _MAY_CHANGE: settings[_MAY_CHANGE]}
     if known != settings:
         raise UserError(
@@ -63,19 +73,52 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
             "the options of the first run"
         )
     bad = {row["member"] for row in read_rows(folder / QUARANTINE)}
-    again = [r for r in records if r.file in bad and not r.excluded]
+    again = [_undivided(r, old.settings) for r in records if r.file in bad and not r.excluded]
     if not again:
         stderr.print(f"{folder} has no quarantined images; nothing to do")
+        remove_spool(folder)  # of a retry that was cut short behind its last table
         return old
     with Spool(folder, spool_settings(settings)) as spool:
+        if load_manifest(folder) != old:  # which would be taken back, and its shards removed
+            raise UserError(f"{folder} was changed by another run meanwhile; start this one again")
         _remove_strangers(folder, old)
         # What still does not decode stays in quarantine, and what is gone too: no reason to fail.
         patient = replace(config, max_bad=1.0, allow_missing=True)
         encode_all(source, again, spool, patient, encoding)
         spool.flush()
         manifest = _add(source, again, spool, folder, replace(old, settings=settings), config)
-    shutil.rmtree(folder / SPOOL)
+    remove_spool(folder)
     return manifest
+
+
+def _of_resplit(old: Manifest, folder: Path) -> dict[str, Any]:
+    """The settings that a resplit changed, to go on with. UserError when it was by lists."""
+    if HISTORY not in old.settings:
+        return {}
+    if old.settings["lists"]:
+        raise UserError(
+            f"{folder} was split anew by lists, which do not say where its quarantined images "
+            "belong; ingest it into another --out, retry there, and resplit that by the lists"
+        )
+    said = f"{folder} was split anew; the seed, shares and shard size of that hold"
+    stderr.print(said, soft_wrap=True)
+    return {name: old.settings[name] for name in CHANGED}
+
+
+def _undivided(record: Record, settings: Mapping[str, Any]) -> Record:
+    """The record with the split that it has to keep: a resplit puts a source's own aside, and
+    with --keep-test all of it but the test set."""
+    if HISTORY not in settings or (settings["keep_test"] and record.split == TEST):
+        return record
+    return replace(record, split=None)
+
+
+def _split_of(settings: Mapping[str, Any]) -> SplitConfig:
+    """As the data set was divided last; a test set that was kept stays closed."""
+    known = settings["split"]
+    train, val, test = known["fractions"]
+    shares = (train, val, 0.0 if settings.get("keep_test") else test)
+    return SplitConfig(shares, known["test_per_class"], known["cap_per_class"])
 
 
 def _remove_strangers(folder: Path, manifest: Manifest) -> None:
@@ -100,6 +143,7 @@ def _add(
         # The tables are written before the manifest: those of a retry that was cut short differ.
         (there,) = finished.load(advance, tables=False)
     keys = {k.record.key for k in there}
+    tried = {r.key for r in records}
     records = [r for r in records if r.key not in keys]  # added before, then cut short
     entries = {r.key: spool.entries[r.location] for r in records if r.location in spool.entries}
     fresh = [
@@ -108,7 +152,8 @@ def _add(
         if r.key in entries and not entries[r.key].problem
     ]
     policy = Policy(config.on_duplicate, config.near_duplicate)
-    choice = place(there, fresh, source.split, config.seed, policy)
+    seed, keep_test = old.settings["seed"], old.settings.get("keep_test", False)
+    choice = place(there, fresh, _split_of(old.settings), seed, policy, keep_test=keep_test)
     added = choice.kept[len(there) :]
     shards, rows = _write_shards(folder, old, added, spool, config)
     by_split = {split: number for number, split in enumerate(SPLITS)}
@@ -118,25 +163,23 @@ def _add(
     problems = {
         r.file: quarantine_row(e, source.name) for r in records if (e := entries.get(r.key))
     }
-    still = [
-        problems.get(row["member"], row)
-        for row in read_rows(folder / QUARANTINE)
-        if row["member"] not in done
-    ]
-    left_out = [excluded_row(e) for e in choice.excluded]
-    write_excluded(folder, [*_without(folder, left_out), *left_out])
+    bad = [row for row in read_rows(folder / QUARANTINE) if row["member"] not in done]
+    still = [problems.get(row["member"], row) for row in bad]
+    # Counted, not added up: a retry that was cut short may have written some of them.
+    excluded = [row for row in read_rows(folder / EXCLUDED) if row["key"] not in tried]
+    excluded += [excluded_row(e) for e in choice.excluded]
+    write_excluded(folder, excluded)
     splits = count_splits(choice.kept, old.vocabulary)
     write_lists(folder, choice.kept, splits)
-    excluded = Counter(old.excluded) + Counter(e.reason for e in choice.excluded)
-    excluded[QUARANTINED] = len(still)
+    counts = Counter(row["reason"] for row in excluded) + Counter({QUARANTINED: len(still)})
     extensions = {k.entry.extension for k in choice.kept}
     manifest = replace(
         old,
         image_extension=";".join(sorted(extensions)),
         splits=splits,
-        excluded={reason: count for reason, count in excluded.items() if count},
+        excluded=dict(counts),
         shards=tuple(sorted([*old.shards, *shards], key=lambda s: (by_split[s.split], s.name))),
-        notes=(*source.notes, *notes(choice)),
+        notes=(*lasting(old.notes), *notes(choice)),
         files=file_hashes(folder) | {QUARANTINE: sha256(quarantine_bytes(still)).hexdigest()},
     )
     write_atomic(folder / MANIFEST, manifest.to_json())
@@ -146,10 +189,17 @@ def _add(
 
 
 def place(
-    there: Sequence[Kept], fresh: Sequence[Found], split: SplitConfig, seed: int, policy: Policy
+    there: Sequence[Kept],
+    fresh: Sequence[Found],
+    split: SplitConfig,
+    seed: int,
+    policy: Policy,
+    *,
+    keep_test: bool = False,
 ) -> Choice:
     """Which of the fresh images are added, and to which split: that of their patient or of their
-    copy where one is there. `there` stays as it is, and comes first in what is kept."""
+    copy where one is there. `there` stays as it is, and comes first in what is kept. keep_test:
+    the cap is for the images beside the test set."""
     on_duplicate: OnDuplicate = "fail" if policy.on_duplicate == "fail" else "keep"
     on_near: OnNear = "keep" if policy.near_duplicate == "keep" else "report"
     found = [*_found(there), *fresh]
@@ -171,7 +221,11 @@ def place(
         for r in joined[len(there) :]
         if r.key not in excluded
     ]
-    over = _over_cap(there, placed, split.cap_per_class)
+    over = _over_cap(
+        [k for k in there if not (keep_test and k.split == TEST)],
+        [r for r in placed if not (keep_test and r.split == TEST)],
+        split.cap_per_class,
+    )
     splits = assign_splits([r for r in placed if r.key not in over], _free_split(split), seed)
     left_out = [
         Excluded(f.record, *excluded.get(f.record.key, (OVER_CAP, None)))
@@ -215,7 +269,8 @@ def _write_shards(
 ) -> tuple[list[ShardInfo], list[Mapping[str, Any]]]:
     """The new shards, and the rows of their samples."""
     there = Counter(shard.split for shard in old.shards)
-    plans = plan_shards(old.dataset, added, config.shard_mb * 10**6, config.seed, there)
+    seed, shard_bytes = old.settings["seed"], old.settings["shard_mb"] * 10**6
+    plans = plan_shards(old.dataset, added, shard_bytes, seed, there)
     shards: list[ShardInfo] = []
     rows: list[Mapping[str, Any]] = []
     with progress("add", len(added), shown=config.progress) as advance:
@@ -224,10 +279,3 @@ def _write_shards(
             shards.append(write_shard(folder / plan.split / plan.name, plan.split, samples))
             rows += [sample_row(kept, plan.name) for kept in plan.samples]
     return shards, rows
-
-
-def _without(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of excluded.parquet but for those of these keys: a retry that was cut short may
-    have written them."""
-    keys = {row["key"] for row in rows}
-    return [row for row in read_rows(folder / EXCLUDED) if row["key"] not in keys]

@@ -4,7 +4,6 @@
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ingest.assemble import Head, assemble
-from ingest.choice import Choice, Excluded, Found, Policy, capped, choose
+from ingest.choice import (
+    COVERED_NOTE,
+    MISSING_NOTE,
+    Choice,
+    Excluded,
+    Found,
+    Policy,
+    capped,
+    choose,
+)
 from ingest.config import IngestConfig
 from ingest.encode import EncodeConfig, Rejected, encode_image
 from ingest.engines import Encode, Engine, Job, LocalEngine, fork_server
@@ -36,7 +44,7 @@ from ingest.redact import settings as redact_settings
 from ingest.remote import begin, finish, read_ahead, upload
 from ingest.split import assign_splits
 from ingest.spool import FOLDER_NAME as SPOOL
-from ingest.spool import Entry, Spool, differences
+from ingest.spool import Entry, Spool, differences, remove_spool
 from ingest.tables import excluded_row
 from shards.codec import BadImage
 from shards.console import Advance, RunFailed, UserError, progress, stderr, warn
@@ -47,7 +55,7 @@ from shards.remote import is_remote
 
 MISSING = "image missing"
 QUARANTINED = "quarantined"
-_SETTLED_BY_SPOOL = ("format", "shorter_side", "near_hash")
+_SETTLED_BY_SPOOL = ("format", "shorter_side", "near_hash", "max_megapixels")
 
 
 def ingest(source: Source, config: IngestConfig) -> Manifest:
@@ -64,7 +72,7 @@ def ingest(source: Source, config: IngestConfig) -> Manifest:
         stderr.print(f"{target} is finished already; nothing to do")
     made = there or _finished(folder, settings)
     manifest = made or _make(source, records, settings, config, folder, target)
-    shutil.rmtree(folder / SPOOL, ignore_errors=True)  # may be there after a kill, too
+    remove_spool(folder)  # may be there after a kill, too; not a running retry's
     there = _finished(target, settings)  # meanwhile, another machine may have been faster
     if is_remote(target):
         if not there:
@@ -91,18 +99,18 @@ def _make(
         rectangles = by_file(rectangles, records, config.redact, source.named)
     if is_remote(target):
         begin(folder, target)
-    with Spool(folder, spool_settings(settings)) as spool:
+    with Spool(folder, spool_settings(settings), settings) as spool:
         encode_all(source, records, spool, config, encoding, missing.images if missing else 0)
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
         if missing:
-            head = replace(head, notes=(*head.notes, f"missing: {missing.text}"))
+            head = replace(head, notes=(*head.notes, f"{MISSING_NOTE}{missing.text}"))
         if rectangles:
             split, workers = config.redact_split, config.workers
             covered = cover(source, choice, rectangles, split, spool, encoding, workers)
             spool.flush()
             changed = sum(k.entry is not c.entry for k, c in zip(choice.kept, covered.kept))
-            note = f"parts of {changed} images ({split}) are blacked out"
+            note = f"{COVERED_NOTE}{changed} images ({split}) are blacked out"
             choice, head = covered, replace(head, notes=(*head.notes, note))
         bad = [entry for entry in spool.entries.values() if entry.problem]
         write_quarantine(folder / QUARANTINE, source.name, bad)
@@ -111,7 +119,7 @@ def _make(
 
 def spool_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of them that decide an encoded image."""
-    return {name: settings[name] for name in _SETTLED_BY_SPOOL}
+    return {name: settings[name] for name in _SETTLED_BY_SPOOL if name in settings}
 
 
 def all_settings(
@@ -127,6 +135,7 @@ def all_settings(
         "on_duplicate": config.on_duplicate,
         "near_duplicate": config.near_duplicate,
         "near_hash": NEAR_HASH,
+        **config.limits(),
         **redact_settings(config.redact, config.redact_split),
         "labels": [*source.vocabulary.names],
         "exclusive": source.vocabulary.exclusive,

@@ -1,13 +1,16 @@
 """Encoded images on disk until the shards are assembled: what makes an ingest resumable.
 
-`OUT/<dataset>/.spool/`: `settings.json`, and chunks `chunk-00000.bin` (image bytes, one after the
-other) with `chunk-00000.jsonl` (one entry per image), which is written last and atomically: a chunk
-is there as a whole or not at all. Entries of rejected images are kept too, without bytes.
+`OUT/<dataset>/.spool/`: `settings.json` (those that decide an encoded image), `begun.json` (all
+that a run was asked for, and whether it failed with them), and chunks `chunk-00000.bin` (image
+bytes, one after the other) with `chunk-00000.jsonl` (one entry per image), which is written last
+and atomically: a chunk is there as a whole or not at all. Entries of rejected images are kept too,
+without bytes.
 """
 
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,13 +18,14 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ingest.encode import Encoded, Rejected
-from shards.console import UserError
+from shards.console import RunFailed, UserError, warn
 from shards.writer import write_atomic
 
 FOLDER_NAME = ".spool"
+_BEGUN, _FILES = "begun.json", "files_sha256"
 _MEANINGS = {
     "metadata_sha256": " (the metadata, and what lists and --exclude make of them)",
-    "files_sha256": " (names and sizes of the source's files)",
+    _FILES: " (names and sizes of the source's files)",
 }
 _CHUNK_IMAGES, _CHUNK_BYTES = 512, 64 * 2**20  # at most this much work is lost by a kill
 
@@ -61,12 +65,22 @@ class Images(Protocol):
 class Spool:
     """Opened by one process at a time; `with` writes the last, short chunk when all went well."""
 
-    def __init__(self, dataset_folder: Path, settings: Mapping[str, Any]) -> None:
-        """UserError when another ingest is at work there, or began with other settings."""
+    def __init__(
+        self,
+        dataset_folder: Path,
+        settings: Mapping[str, Any],
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
+        """settings: those that decide an encoded image; asked: all of them. UserError when another
+        ingest is at work there, or began with other settings and did not fail with them."""
         self.folder = dataset_folder / FOLDER_NAME
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.folder)
         _check_settings(self.folder, settings)
+        self._asked = asked
+        if asked is not None:
+            _check_begun(self.folder, asked)
+            _write_begun(self.folder, asked, failed=False)
         self.entries: dict[str, Entry] = {}
         self._fresh: list[Entry] = []
         self._chunk, self._size = self._load(), 0
@@ -82,6 +96,8 @@ class Spool:
             # Ctrl-C and a source's error keep what was done; a full disk cannot.
             if not isinstance(error, OSError):
                 self.flush()
+            if self._asked is not None and isinstance(error, UserError | RunFailed):
+                _write_begun(self.folder, self._asked, failed=True)
         finally:
             self._blob.close()
             self._lock.close()
@@ -173,6 +189,14 @@ def lock(folder: Path) -> Any:
     return file
 
 
+def remove_spool(dataset_folder: Path) -> None:
+    """Remove what a finished run left. UserError when another run is at work with it."""
+    folder = dataset_folder / FOLDER_NAME
+    if folder.is_dir():
+        with lock(folder):
+            shutil.rmtree(folder)
+
+
 def _damaged(folder: Path, name: str) -> UserError:
     return UserError(
         f"{folder / name} is damaged or of another version; remove {folder} to begin again"
@@ -198,6 +222,35 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder.parent} was begun with other settings: {differences(begun, settings)}; "
             f"use the same settings to go on, or remove {folder} to begin again"
         )
+
+
+def _write_begun(folder: Path, asked: Mapping[str, Any], *, failed: bool) -> None:
+    begun = {"settings": dict(asked), "failed": failed}
+    write_atomic(folder / _BEGUN, json.dumps(begun, sort_keys=True).encode())
+
+
+def _check_begun(folder: Path, asked: Mapping[str, Any]) -> None:
+    """UserError when a run was begun with other settings than `asked`. A warning where it failed
+    with them, so that others are the way out, or where files of the source were changed."""
+    path = folder / _BEGUN
+    if not path.exists():
+        return
+    try:
+        begun = json.loads(path.read_bytes())
+        before, failed = dict(begun["settings"]), bool(begun["failed"])
+    except (ValueError, TypeError, LookupError):
+        raise _damaged(folder, path.name) from None
+    changed = {name for name in before.keys() | asked.keys() if before.get(name) != asked.get(name)}
+    if not changed:
+        return
+    what = f"{folder.parent} was begun with other settings: {differences(before, asked)}"
+    if failed or (_FILES in changed and changed <= _MEANINGS.keys()):
+        warn(f"{what}; those of now hold, and images that are encoded already are used")
+        return
+    raise UserError(
+        f"{what}; use the same settings to go on (resplit changes a finished set's split without "
+        f"decoding), name another --out, or remove {folder} to begin again"
+    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.codec import decode_grey, encode
+from shards.codec import BadImage, decode_doubtful, encode
 from shards.console import UserError
 from shards.fetched import local_shard
 from shards.index import Component
 from shards.labels import UNKNOWN, YES
 from shards.manifest import Manifest, ShardInfo, load_manifest
-from shards.reader import read_component, read_index
-from shards.sample import LABELS_EXTENSION, META_EXTENSION, Sample, SampleMeta
+from shards.reader import damaged, member, read_component, read_index, read_meta
+from shards.sample import LABELS_EXTENSION, Sample
 from shards.stats import split_names
 
 
@@ -34,18 +34,26 @@ class Place:
         return self.components[0].key
 
     def read(self) -> Sample:
-        """The sample. RunFailed when the shard does not match its index."""
+        """The sample. RunFailed when the shard does not match its index, or is damaged."""
+        image = self.components[0]
         with self.path.open("rb") as file:
-            parts = {c.extension: self._part(file.fileno(), c) for c in self.components}
-        image = self.components[0].extension
-        labels = np.frombuffer(parts[LABELS_EXTENSION], np.int8)
-        return Sample(
-            self.key, parts[image], image, labels, SampleMeta.from_json(parts[META_EXTENSION])
-        )
+            data = self._part(file.fileno(), image)
+            meta = read_meta(file.fileno(), self.components, self.path)
+        return Sample(self.key, data, image.extension, self.read_labels(), meta)
+
+    def read_pixels(self) -> np.ndarray:
+        """(H, W) uint8, by decoders that survive damage. RunFailed when it does not decode."""
+        image = self.components[0]
+        with self.path.open("rb") as file:
+            data = self._part(file.fileno(), image)
+        try:
+            return decode_doubtful(data)
+        except BadImage as error:
+            raise damaged(self.path, image.name, error) from error
 
     def read_labels(self) -> np.ndarray:
         """(L,) int8, without reading the image."""
-        found = next(c for c in self.components if c.extension == LABELS_EXTENSION)
+        found = member(self.components, LABELS_EXTENSION, self.path)
         with self.path.open("rb") as file:
             return np.frombuffer(self._part(file.fileno(), found), np.int8)
 
@@ -85,7 +93,7 @@ def print_list(folder: Path, manifest: Manifest) -> None:
 def print_sample(manifest: Manifest, place: Place) -> None:
     """What is known of a sample, a line for each thing."""
     sample = place.read()
-    height, width = decode_grey(sample.image).shape
+    height, width = place.read_pixels().shape
     names = {YES: "yes", UNKNOWN: "unknown"}
     lines = {
         "key": sample.key,
@@ -106,5 +114,5 @@ def printable(text: str) -> str:
 
 
 def picture(place: Place) -> bytes:
-    """The image as PNG."""
-    return encode(decode_grey(place.read().image), "png")
+    """The image as PNG. RunFailed when it is damaged."""
+    return encode(place.read_pixels(), "png")

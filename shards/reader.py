@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,40 @@ def read_index(path: Path) -> list[list[Component]]:
 
 def read_component(fd: int, component: Component, path: Path) -> bytes:
     """One member's bytes; its tar header must name it, or the index is stale (RunFailed)."""
-    block = os.pread(fd, tarfile.BLOCKSIZE + component.size, component.offset - tarfile.BLOCKSIZE)
+    start, length = component.offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + component.size
+    inside = component.size >= 0 and 0 <= start <= os.fstat(fd).st_size - length
+    block = os.pread(fd, length, start) if inside else b""
     name = block[:100].rstrip(b"\0").decode("ascii", "replace")
-    if name != component.name or len(block) != tarfile.BLOCKSIZE + component.size:
+    if name != component.name or len(block) != length:
         raise RunFailed(f"{path}: no {component.name} at byte {component.offset}; ingest again")
     return block[tarfile.BLOCKSIZE :]
+
+
+def read_meta(fd: int, components: Sequence[Component], path: Path) -> SampleMeta:
+    """A sample's metadata. RunFailed when its bytes are none."""
+    found = member(components, META_EXTENSION, path)
+    data = read_component(fd, found, path)
+    try:
+        return SampleMeta.from_json(data)
+    except (ValueError, TypeError) as error:
+        raise damaged(path, found.name, error) from error
+
+
+def member(components: Sequence[Component], extension: str, path: Path) -> Component:
+    """The sample's member with this extension. RunFailed when its index has none."""
+    found = next((c for c in components if c.extension == extension), None)
+    if found is None:
+        name = f"{components[0].key}.{extension}"
+        raise damaged(path.with_suffix(".idx"), name, "it is not in the index")
+    return found
+
+
+def damaged(path: Path, name: str, why: object) -> RunFailed:
+    """The error for a member that is not what was written."""
+    return RunFailed(
+        f"{path}: {name} is damaged ({why}); python -m shards verify names all that is, then "
+        "ingest again"
+    )
 
 
 def _read_sample(fd: int, path: Path, components: list[Component]) -> Sample:
@@ -66,7 +95,7 @@ def read_labels(folder: Path, manifest: Manifest, split: str) -> tuple[list[str]
         path = shard_path(folder, shard)
         with path.open("rb") as file:
             for components in read_index(path):
-                found = next(c for c in components if c.extension == LABELS_EXTENSION)
+                found = member(components, LABELS_EXTENSION, path)
                 data = read_component(file.fileno(), found, path)
                 keys.append(components[0].key)
                 rows.append(np.frombuffer(data, np.int8))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.codec import BadImage, decode_grey, encode
-from shards.console import RunFailed, UserError
+from shards.codec import encode
+from shards.console import UserError
 from shards.listing import Place, places
 from shards.manifest import Manifest
 
@@ -60,9 +60,6 @@ def _choose(
 
 
 def _thumbnail(place: Place) -> Image.Image:
-    try:
-        small = Image.fromarray(decode_grey(place.read().image))
-    except BadImage as error:
-        raise RunFailed(f"{place.path}: sample {place.key} {error}; ingest again") from error
+    small = Image.fromarray(place.read_pixels())
     small.thumbnail((_CELL, _CELL), Image.Resampling.BILINEAR)
     return small

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from shards.fetched import local_shard
 from shards.manifest import Manifest
-from shards.reader import read_component, read_index
-from shards.sample import META_EXTENSION, SampleMeta
+from shards.reader import read_index, read_meta
+from shards.sample import SampleMeta
 
 _ORDER = ("train", "val", "test")
 stdout = Console(highlight=False, markup=False)
@@ -69,5 +69,4 @@ def _metas(folder: Path, manifest: Manifest, split: str) -> Iterator[SampleMeta]
     for shard in manifest.of_split(split):
         with local_shard(folder, shard) as path, path.open("rb") as file:
             for components in read_index(path):
-                found = next(c for c in components if c.extension == META_EXTENSION)
-                yield SampleMeta.from_json(read_component(file.fileno(), found, path))
+                yield read_meta(file.fileno(), components, path)

@@ -9,8 +9,9 @@ import pytest
 from dicom_maker import picture, table, write
 from ingest_runs import ROOT, run_cli
 
-from ingest.command import recall, remember
-from shards.console import UserError
+from ingest.__main__ import _parse, _retry
+from ingest.command import RetryConfig, hand_on, recall, remember
+from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest
 from shards.verify import verify_dataset
 
@@ -36,6 +37,43 @@ def test_what_is_no_ingest_is_not_repeated(tmp_path: Path, kept: str):
     (tmp_path / ".ingest/set.json").write_text(kept)
     with pytest.raises(UserError, match=r"is not remembered in .*run it again with --retry"):
         recall(tmp_path / "set", {"folders"})
+
+
+def test_every_data_set_is_retried_that_can_be(
+    tiny_raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        shutil.copytree(tiny_raw / "covid-radiography/NORMAL", raw / name / "NORMAL")
+        shutil.copytree(tiny_raw / "covid-radiography/COVID-19", raw / name / "COVID-19")
+        command = ["folders", "--src", str(raw / name), "--name", name, "--out", str(out)]
+        _parse([*command, "--workers", "1", "--no-progress"])()
+    whole = (raw / "a/NORMAL/NORMAL (1).png").read_bytes()
+    (out / ".ingest/a.json").unlink()
+    (out / ".ingest/b.json").write_text("{}")
+    (raw / "c/NORMAL/NORMAL (13).png").write_bytes(whole[:-1])  # still bad
+    capsys.readouterr()
+    with pytest.raises(RunFailed, match=r"^2 of 3 data sets could not be .*out/a, .*out/b; the w"):
+        _retry(RetryConfig((out,)))
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("warning: ")] == [
+        line for line in said if "could not be retried: the command that made" in line
+    ]
+    assert sum("could not be retried" in line for line in said) == 2
+    assert any(line.startswith("again: folders --src") for line in said)
+    with pytest.raises(UserError, match="is not remembered"):
+        _retry(RetryConfig((out / "a",)))
+
+
+def test_a_resplit_into_another_folder_takes_the_command_along(tmp_path: Path):
+    folder, target = tmp_path / "out/set", tmp_path / "new/set"
+    folder.mkdir(parents=True)
+    target.mkdir(parents=True)
+    hand_on(folder, target)  # not remembered
+    assert not (target.parent / ".ingest").exists()
+    remember(folder, ["folders", "--src", "a b"])
+    hand_on(folder, target)
+    assert recall(target, {"folders"}) == recall(folder, {"folders"})
 
 
 def test_paths_that_cannot_be_end_in_one_line(tiny_raw: Path, tmp_path: Path):

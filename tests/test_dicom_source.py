@@ -1,6 +1,7 @@
 """ingest.sources.dicom: which files become records, their labels, and what is left out."""
 
 import hashlib
+import os
 import shutil
 import tarfile
 import zipfile
@@ -223,6 +224,28 @@ def test_the_key_file(tmp_path: Path):
     with pytest.raises(UserError, match="cannot make the key"):
         load_key(tmp_path / "no folder/key")
     assert Pseudonyms(key).of("a", "b") != Pseudonyms(key).of("a", "b", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_tables_are_utf_8_or_latin_1(tmp_path: Path, encoding: str):
+    src = tmp_path / "src"
+    write(src / "Müller.dcm", picture(0), bits=12, SOPInstanceUID="1.2.0")
+    old = Path(os.fsdecode(os.fsencode(src / "B") + b"\xf6hm.dcm"))  # of a file system in Latin-1
+    write(old, picture(1), bits=12, SOPInstanceUID="1.2.1")
+    write(src / "c.dcm", picture(2), bits=12, SOPInstanceUID="1.2.2")
+    text = "id,labels\nMüller.dcm,Ödem\nBöhm.dcm,Ödem|Maß\n1.2.2,Maß\n"
+    labels = tmp_path / "labels.csv"
+    labels.write_bytes(text.encode(encoding))
+    if encoding == "utf-8":
+        labels.write_text(text.replace("Böhm.dcm", "1.2.1"))
+    manifest = ingest(source(src, labels, tmp_path / "key"), config(tmp_path / "out"))
+    assert manifest.labels == ("Maß", "Ödem")
+    assert len(samples(tmp_path / "out")) == 3
+    assert manifest.excluded == {}
+    assert verify_dataset(tmp_path / "out/dicom", lambda _: None) == []
+    labels.write_bytes(text.encode("utf-16"))
+    with pytest.raises(UserError, match="is UTF-16; save it as CSV in UTF-8"):
+        source(src, labels, tmp_path / "key")
 
 
 @pytest.mark.parametrize(

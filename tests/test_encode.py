@@ -73,3 +73,12 @@ def test_size_limit():
     out = encode_image(saved(picture(), "PNG"), EncodeConfig(max_pixels=100))
     assert isinstance(out, Rejected)
     assert "over the limit" in out.reason
+
+
+def test_what_readers_of_shards_refuse_enters_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ingest.encode.MAX_PIXELS", 1000)
+    data = saved(picture(), "PNG")
+    out = encode_image(data, EncodeConfig(shorter_side=None))
+    assert isinstance(out, Rejected)
+    assert "over what shards hold (1000)" in out.reason
+    assert isinstance(encode_image(data, EncodeConfig(shorter_side=20)), Encoded)

@@ -168,6 +168,21 @@ def test_too_many_bad_images(small_raw: Path, tmp_path: Path):
     assert manifest.excluded["quarantined"] >= 5
 
 
+def test_a_limit_of_megapixels(small_raw: Path, tmp_path: Path):
+    large = small_raw / "covid-radiography/NORMAL/NORMAL (2).png"
+    grey = cv2.resize(decode_grey(large.read_bytes()), (1600, 1250))  # 2 megapixels
+    cv2.imwrite(str(large), grey)
+    ingest(covid(small_raw), config(tmp_path / "all"))
+    assert "max_megapixels" not in load_manifest(tmp_path / "all/covid-radiography").settings
+    manifest = ingest(covid(small_raw), config(tmp_path / "few", max_megapixels=1))
+    assert manifest.settings["max_megapixels"] == 1
+    rows = pq.read_table(tmp_path / "few/covid-radiography/quarantine.parquet").to_pylist()
+    (row,) = (row for row in rows if row["member"] == "NORMAL/NORMAL (2).png")
+    assert row["reason"] == "1600 x 1250 pixels, over the limit of 1000000"
+    with pytest.raises(UserError, match="max_megapixels was None, now 1"):
+        ingest(covid(small_raw), config(tmp_path / "all", max_megapixels=1))
+
+
 def test_a_damaged_archive_can_be_replaced(tiny_raw: Path, small_raw: Path, tmp_path: Path):
     archive = small_raw / "chestxray14/images_002.tar.gz"
     whole = archive.read_bytes()
@@ -185,6 +200,8 @@ def test_a_damaged_archive_can_be_replaced(tiny_raw: Path, small_raw: Path, tmp_
         ({"workers": 0}, "--workers 0; allowed: 1"),
         ({"shard_mb": 0}, "--shard-mb 0"),
         ({"max_bad": 2.0}, "--max-bad"),
+        ({"max_megapixels": 0}, "--max-megapixels 0; allowed: above 0, to 1000"),
+        ({"max_megapixels": float("nan")}, "--max-megapixels nan; allowed"),
         ({"shorter_side": -1}, "--shorter-side -1"),
         ({"format": "keep"}, "drop --shorter-side 128"),
     ],

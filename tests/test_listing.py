@@ -1,6 +1,7 @@
 """shards.listing, shards.sheet and the commands that print them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from shards.codec import decode_grey
-from shards.console import UserError
-from shards.listing import find, places, print_list, print_sample, printable
-from shards.manifest import load_manifest
+from shards.console import RunFailed, UserError
+from shards.listing import find, picture, places, print_list, print_sample, printable
+from shards.manifest import Manifest, load_manifest
 from shards.reader import read_split
 from shards.sheet import contact_sheet
+from shards.stats import print_stats
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +60,65 @@ def test_one_sample(tiny_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert out.count(": yes\n") == 1
     with pytest.raises(UserError, match=f"no sample.*for example: .*{wanted.key}"):
         find(folder, wanted.key[:-1])
+
+
+@pytest.fixture
+def own(tiny_shards: Path, tmp_path: Path) -> Path:
+    """A data set to damage."""
+    return Path(shutil.copytree(tiny_shards / "covid-radiography", tmp_path / "set"))
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x40
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("extension", "at"), [("json", 0), ("json", 3), ("jph", 4)])
+def test_a_flipped_byte_ends_in_one_line_that_names_it(own: Path, extension: str, at: int):
+    place = next(places(own, load_manifest(own)))
+    found = next(c for c in place.components if c.extension == extension)
+    flip(place.path, found.offset + at)
+    shown = run("show", own, place.key)
+    assert shown.returncode == 1
+    stats = run("stats", own)
+    assert stats.returncode == (1 if extension == "json" else 0)
+    for done in (shown, stats):
+        assert done.stderr.count("\n") == done.returncode
+        if done.returncode:
+            assert place.path.name in done.stderr
+            assert found.name in done.stderr
+            assert "python -m shards verify" in done.stderr
+
+
+def test_no_damage_ends_in_a_trace(own: Path):
+    manifest = load_manifest(own)
+    place = next(places(own, manifest))
+    index = place.path.with_suffix(".idx")
+    last = max(c.offset + c.size for c in place.components)
+    ends = [(index, at) for at in range(120)]
+    ends += [(place.path, at) for at in range(0, last, 37)]
+    told = 0
+    for path, at in ends:
+        whole = path.read_bytes()
+        flip(path, at)
+        for act in (print_sample_of, print_stats_of, print_list):
+            try:
+                act(own, manifest)
+            except (UserError, RunFailed):
+                told += 1
+        path.write_bytes(whole)
+    assert told > 100
+
+
+def print_sample_of(folder: Path, manifest: Manifest) -> None:
+    place = next(places(folder, manifest))
+    print_sample(manifest, place)
+    picture(place)
+
+
+def print_stats_of(folder: Path, manifest: Manifest) -> None:
+    print_stats(folder, manifest)
 
 
 def test_names_cannot_steer_the_terminal():

@@ -175,6 +175,7 @@ def test_a_copy_of_a_known_patient_stays_with_the_patient(sets: Path, tmp_path: 
         (MAP + "second,Normal,other\n", "line 8: second, Normal is mapped twice"),
         (MAP.replace("second,Normal,healthy\n", ""), "lacks labels of second: Normal"),
         (MAP + "second,Norml,other\n", "invents labels of second: Norml"),
+        (MAP + 'second,"Normal,' + "x" * 140_000, "is not CSV: field larger than"),
         (MAP.replace("second", "third"), "lacks labels of second"),
     ],
 )

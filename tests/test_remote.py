@@ -12,6 +12,7 @@ from ingest_runs import config, tree
 
 from ingest import run as ingest_run
 from ingest.run import ingest
+from ingest.selection import SelectionConfig, select
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from ingest.sources.table import Table, TableConfig
@@ -123,6 +124,18 @@ def test_an_upload_that_breaks_off_goes_on(
     assert not {p for p in before if "/train/" not in p} & set(puts)
     assert verify_dataset(out / "chestxray14", lambda _: None) == []
     assert unfinished(out) == []
+
+
+def test_an_earlier_attempt_s_split_that_is_no_more_goes(memory: Any, tiny_raw: Path):
+    shares = SelectionConfig(random_split=True, fractions=(0.7, 0.0, 0.3))
+    source = select(ChestXray14(ChestXray14Config(tiny_raw / "chestxray14")), shares)
+    out = path_of("memory://out")
+    for name in ("chestxray14-val-000000.tar", "chestxray14-val-000000.idx"):
+        memory.pipe_file(f"/out/chestxray14/val/{name}", b"of an earlier attempt")
+    manifest = ingest(source, config(out))
+    assert manifest.splits.keys() == {"train", "test"}
+    assert verify_dataset(out / "chestxray14", lambda _: None) == []
+    assert not memory.glob("/out/chestxray14/val/*")
 
 
 def test_a_faster_machine_with_other_settings_is_not_overwritten(

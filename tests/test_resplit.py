@@ -1,6 +1,7 @@
 """ingest.resplit: the same shards as an ingest with those settings gives, without the images."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ from shards.console import UserError
 from shards.manifest import load_manifest
 from shards.reader import read_split
 from shards.verify import verify_dataset
+
+LISTS = ("train_list", "test_list", "val_list")
 
 
 @pytest.fixture
@@ -117,11 +120,37 @@ def test_the_test_set_can_stay(folder: Path, tmp_path: Path):
     assert (target / "lists/val.txt").read_bytes() != (folder / "lists/val.txt").read_bytes()
 
 
+def test_a_note_of_covered_images_stays(folder: Path, tmp_path: Path):
+    redacted = replace(
+        load_manifest(folder),
+        settings=load_manifest(folder).settings | {"redact": {"sha256": "x", "split": "all"}},
+        notes=("parts of 5 images (all) are blacked out",),
+    )
+    (folder / "manifest.json").write_bytes(redacted.to_json())
+    again(folder, seed=1)
+    assert load_manifest(folder).notes[0] == "parts of 5 images (all) are blacked out"
+    for cap in (6, 5):
+        again(folder, cap_per_class=cap)
+        assert load_manifest(folder).notes[0] == "parts of at most 5 images (all) are blacked out"
+
+
 def test_a_cap(folder: Path, tmp_path: Path):
     target = again(folder, out=tmp_path / "out", cap_per_class=6)
     assert load_manifest(target).excluded["over the cap per class"] == 18
     with pytest.raises(UserError, match="was capped at 6 and holds no more"):
         again(target, cap_per_class=7)
+
+
+def test_a_cap_takes_nothing_of_a_kept_test_set(folder: Path, tmp_path: Path):
+    before = load_manifest(folder).splits["test"]
+    target = again(folder, out=tmp_path / "out", keep_test=True, cap_per_class=4)
+    manifest = load_manifest(target)
+    assert (target / "lists/test.txt").read_bytes() == (folder / "lists/test.txt").read_bytes()
+    assert manifest.splits["test"] == before
+    for label in manifest.labels:
+        assert sum(manifest.splits[s].labels[label] for s in ("train", "val")) == 4
+    once_more = again(target, out=tmp_path / "more", seed=8)  # the cap of before takes no more
+    assert len(members(once_more)) == len(members(target))
 
 
 @pytest.mark.parametrize("moment", ["between", "after"])
@@ -160,6 +189,9 @@ def test_damage_is_refused(folder: Path):
         ({"shard_mb": 0}, "--shard-mb 0"),
         ({"test_per_class": 500}, "leave too few"),
         ({"train_list": Path("none.txt")}, "belong together"),
+        ({"keep_test": True, "test_per_class": 2}, "changes nothing: --keep-test says"),
+        (dict.fromkeys(LISTS[:2], Path("x")) | {"test_per_class": 2}, "nothing: lists say"),
+        (dict.fromkeys(LISTS, Path("x")) | {"fractions": (0.8, 0.1, 0.1)}, "lists divide all"),
         ({"train_list": Path("none.txt"), "test_list": Path("none.txt")}, "cannot read the list"),
     ],
 )

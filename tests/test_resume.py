@@ -16,6 +16,7 @@ from ingest_runs import ROOT, config, covid, nih, run_cli, tree
 
 from ingest.assemble import _finished
 from ingest.run import ingest
+from shards.console import UserError
 from shards.verify import verify_dataset
 from shards.writer import write_atomic, write_shard
 
@@ -62,6 +63,26 @@ def test_a_run_that_goes_on_encodes_nothing_twice(
     monkeypatch.setattr("ingest.spool.Spool.add", lambda self, *job: added.append(job[0]))
     ingest(nih(tiny_raw), config(tmp_path))
     assert len(added) == 1  # the quarantined one is tried again
+
+
+def test_an_unfinished_set_is_gone_on_with_as_it_was_begun(
+    tiny_raw: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ingest.assemble.plan_shards", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ingest(covid(tiny_raw), config(tmp_path))
+    monkeypatch.undo()
+    for source, options, message in (
+        (covid(tiny_raw), {"seed": 7}, "seed was 0, now 7; use the same settings"),
+        (covid(tiny_raw), {"on_duplicate": "keep"}, "on_duplicate was drop, now keep"),
+        (covid(tiny_raw, cap_per_class=5), {}, "split was .*'cap_per_class': None.* now .*: 5"),
+        (covid(tiny_raw, exclude=None), {}, "metadata_sha256 .*what lists and --exclude make"),
+    ):
+        with pytest.raises(UserError, match=f"was begun with other settings: {message}"):
+            ingest(source, config(tmp_path, **options))
+    ingest(covid(tiny_raw), config(tmp_path))
+    name = "covid-radiography"
+    assert tree(tmp_path / name) == tree(tiny_shards / name)
 
 
 def test_killed_in_assembly_it_goes_on_to_the_same_bytes(tiny_raw: Path, tmp_path: Path):
@@ -188,7 +209,7 @@ def test_a_full_disk_while_encoding_is_gone_on_from(
 
     def fill_up(path: Path, data: bytes) -> None:
         flushed.append(path)
-        if len(flushed) == 4:  # the settings and two chunks are written
+        if len(flushed) == 5:  # both files of settings and two chunks are written
             raise OSError(errno.ENOSPC, "No space left on device")
         write_atomic(path, data)
 

@@ -6,7 +6,7 @@ import pytest
 
 from ingest.encode import Encoded, Rejected
 from ingest.spool import Spool
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 
 SETTINGS = {"format": "htj2k", "shorter_side": 512}
 
@@ -84,6 +84,49 @@ def test_other_settings_are_refused(tmp_path: Path):
         Spool(tmp_path, {**SETTINGS, "shorter_side": 256})
 
 
+ASKED = {"seed": 0, "metadata_sha256": "m", "files_sha256": "f"}
+
+
+def test_a_set_that_was_begun_otherwise_is_refused(tmp_path: Path, capsys):
+    def stopped() -> None:
+        with Spool(tmp_path, SETTINGS, ASKED) as spool:
+            spool.add("a", "s", encoded("done"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    for other in ({"seed": 7}, {"metadata_sha256": "n"}, {"seed": 7, "files_sha256": "g"}):
+        with pytest.raises(UserError, match=r" was .*, now .*; use the same settings .*or remove "):
+            Spool(tmp_path, SETTINGS, ASKED | other)
+    with Spool(tmp_path, SETTINGS, ASKED) as spool:
+        assert spool.has("a", "s")
+    assert capsys.readouterr().err == ""
+    mended = ASKED | {"metadata_sha256": "n", "files_sha256": "g"}
+    with Spool(tmp_path, SETTINGS, mended) as spool:
+        assert spool.has("a", "s")
+    assert capsys.readouterr().err.count("(names and sizes of the source's files)") == 1
+    with Spool(tmp_path, SETTINGS, mended):
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [UserError, RunFailed])
+def test_settings_that_failed_may_be_changed_aloud(tmp_path: Path, error: type, capsys):
+    def failing() -> None:
+        with Spool(tmp_path, SETTINGS, ASKED) as spool:
+            spool.add("a", "s", encoded("done"))
+            raise error("too few images in a class")
+
+    with pytest.raises(error):
+        failing()
+    with Spool(tmp_path, SETTINGS, ASKED | {"seed": 7}) as spool:
+        assert spool.has("a", "s")
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path} was begun with other settings: seed was 0, now 7;")
+    assert said.count("\n") == 1
+    with pytest.raises(UserError, match="seed was 7, now 0"):
+        Spool(tmp_path, SETTINGS, ASKED)
+
+
 def test_images_of_unknown_settings_are_refused(tmp_path: Path):
     with Spool(tmp_path, SETTINGS) as spool:
         spool.add("a", "s", encoded("of 512 pixels"))
@@ -114,16 +157,19 @@ def test_images_that_went_away_are_forgotten(tmp_path: Path):
     [
         ("settings.json", b"{"),
         ("settings.json", b"3"),
+        ("begun.json", b"{"),
+        ("begun.json", b"[1]"),
+        ("begun.json", b'{"settings": {}}'),
         ("chunk-00000.jsonl", b'{"location": 1, "of another version": 2}\n'),
         ("chunk-00000.jsonl", b"\xff\n"),
     ],
 )
 def test_what_is_damaged_ends_in_one_line(tmp_path: Path, name: str, data: bytes):
-    with Spool(tmp_path, {}) as spool:
+    with Spool(tmp_path, {}, {}) as spool:
         spool.add("a", "", Rejected("bad", ""))
     (tmp_path / ".spool" / name).write_bytes(data)
     with pytest.raises(UserError, match=f"{name} is damaged or of another version; remove "):
-        Spool(tmp_path, {})
+        Spool(tmp_path, {}, {})
 
 
 def test_a_blob_that_lost_its_end_is_told(tmp_path: Path):

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from ingest.dicom_files import FoundFile, found_files
-from ingest.dicom_labels import LabelRow, make_vocabulary, read_labels
+from ingest.dicom_labels import LabelRow, as_latin, make_vocabulary, read_labels
 from ingest.dicom_meta import describe
 from ingest.file_source import check_name
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
@@ -228,7 +228,7 @@ class _LabelTable:
 
     def row(self, name: str, sop_instance: str) -> LabelRow | None:
         """The row of a file, by its path or by its UID. UserError when two rows contradict."""
-        found = [self.by_id[i] for i in (name, sop_instance) if i and i in self.by_id]
+        found = [self.by_id[i] for i in (as_latin(name), sop_instance) if i and i in self.by_id]
         self.used.update(row.id for row in found)
         if len({(row.labels, row.split) for row in found}) > 1:
             lines = " and ".join(str(line) for line in sorted(row.line for row in found))
