@@ -44,7 +44,11 @@ from shards.remote import RemotePath, is_remote
 
 MAX_DEPTH = 3  # archives around an image
 
+LINK = "a link or device, which is not followed"
+LINKED_FOLDERS = "linked folders"
+
 Kind = Literal["tar", "compressed tar", "zip", "folder", "files"]
+FileKind = Literal["file", "link or device", "linked folder"]
 _MIB = 1 << 20
 _BLOCKS, _BLOCK_BYTES = 64, 64 << 10  # with the two ends 6 MiB of reading
 
@@ -69,7 +73,7 @@ class Identity:
 class Archive:
     """files: of the kind `files`, image files that were named one by one, by a glob or in a list.
     alias: what it is called instead of by its name, which nobody gave and may be a patient's.
-    skipped: reason -> members left out so far (`links`: links and devices; `other files`)."""
+    skipped: reason -> left out so far (`linked folders` of a folder; `other files`)."""
 
     path: Path
     kind: Kind
@@ -104,24 +108,29 @@ class Archive:
             )
             yield from _entries(found, self.skipped, budget)
 
-    def named_files(self) -> Iterator[tuple[str, Path, bool]]:
-        """(name, file, is it a link or device) of a folder or a list of files."""
+    def named_files(self) -> Iterator[tuple[str, Path, FileKind]]:
+        """(name, file, what it is) of a folder or a list of files, whose links are followed: they
+        were named."""
         if self.kind == "files":
             names = [str(file).split("/") for file in self.files]
             folders = zip(*(name[:-1] for name in names))
             common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, folders))
-            yield from (("/".join(n[common:]), f, False) for n, f in zip(names, self.files))
+            yield from (("/".join(n[common:]), f, "file") for n, f in zip(names, self.files))
             return
-        for file, is_link in walk_files(self.path):
+        for file, kind in walk_files(self.path):
             name = file.relative_to(self.path).as_posix()
-            if not is_archive_name(name):  # those are archives of their own, see find_archives
-                yield name, file, is_link
+            # Archives are archives of their own, see find_archives.
+            if kind != "file" or not is_archive_name(name):
+                yield name, file, kind
 
     def _file_members(self) -> Iterator[Member]:
-        for name, file, is_link in self.named_files():
+        for name, file, kind in self.named_files():
+            if kind == "linked folder":
+                self.skipped[LINKED_FOLDERS] += 1
+                continue
             read, stream = partial(_read_file, file), cast(Any, partial(file.open, "rb"))
             piece = None if is_remote(file) else _whole(file, self.called)
-            yield Member(name, 0, read=read, stream=stream, link=is_link, piece=piece)
+            yield Member(name, 0, read=read, stream=stream, link=kind != "file", piece=piece)
 
 
 def identify(archive: Archive) -> Identity:
@@ -131,8 +140,10 @@ def identify(archive: Archive) -> Identity:
     if archive.kind in ("folder", "files"):
         total = 0
         files = tuple(fresh(file) for file in archive.files)
-        for name, file, is_link in Archive(path, archive.kind, files).named_files():
-            if not is_link:
+        for name, file, kind in Archive(path, archive.kind, files).named_files():
+            if kind != "file":
+                digest.update(f"{label(name)}\0{kind}\n".encode())
+            else:
                 found = _stat(file, archive)
                 total += found.st_size
                 changed = found.version if is_remote(file) else found.st_mtime_ns
@@ -203,22 +214,24 @@ def kind_of(head: bytes, name: str) -> Kind | None:
     return "compressed tar" if is_archive_name(name) else None
 
 
-def walk_files(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """(file, is it a link or device) below a folder, sorted; links are not followed."""
+def walk_files(folder: Path) -> Iterator[tuple[Path, FileKind]]:
+    """Everything but folders below a folder, sorted; links are not followed."""
     if is_remote(folder):
         for found in folder.iterdir():
             if found.is_dir():
                 yield from walk_files(cast(Path, found))
             else:
-                yield cast(Path, found), False
+                yield cast(Path, found), "file"
         return
     with os.scandir(folder) as listed:
         items = sorted(listed, key=lambda item: item.name)
     for item in items:
         if item.is_dir(follow_symlinks=False):
             yield from walk_files(Path(item.path))
+        elif item.is_file(follow_symlinks=False):
+            yield Path(item.path), "file"
         else:
-            yield Path(item.path), not item.is_file(follow_symlinks=False)
+            yield Path(item.path), "linked folder" if os.path.isdir(item.path) else "link or device"
 
 
 def _whole(path: Path, called: Path) -> Piece | None:
@@ -274,7 +287,7 @@ def _entries(
         if not is_input(member.name):
             skipped["other files"] += 1
         elif member.link:
-            skipped["links"] += 1
+            yield refused_entry(name, LINK)
         elif member.refusal is not None:
             yield refused_entry(name, member.refusal)
         elif is_archive_name(member.name):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from serve.archives import Archive, identify, place_of
+from serve.archives import LINKED_FOLDERS, Archive, identify, place_of
 from serve.decode import start_workers
 from serve.dry_run import DryRun, dry_run
 from serve.entries import label
@@ -92,7 +92,7 @@ class ScoreConfig:
 @dataclass(frozen=True)
 class ScoreSummary:
     """rows: inputs in the folder, errors among them; scored: images that this call scored, in
-    `seconds`; already_done: the folder was finished before."""
+    `seconds`; already_done: the folder was finished before; linked_folders: not followed."""
 
     out: Path
     rows: int
@@ -102,6 +102,7 @@ class ScoreSummary:
     img_s: float
     provider: str
     already_done: bool
+    linked_folders: int
 
 
 def score(config: ScoreConfig) -> ScoreSummary | DryRun:
@@ -322,6 +323,7 @@ def _summary(out: Path, done: dict[str, Any], scored: int, *, already_done: bool
         img_s=done["img_s"],
         provider=done["provider"],
         already_done=already_done,
+        linked_folders=sum(a["skipped"].get(LINKED_FOLDERS, 0) for a in done["archives"]),
     )
 
 
