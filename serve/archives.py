@@ -73,13 +73,24 @@ class Identity:
 class Archive:
     """files: of the kind `files`, image files that were named one by one, by a glob or in a list.
     alias: what it is called instead of by its name, which nobody gave and may be a patient's.
-    skipped: reason -> left out so far (`linked folders` of a folder; `other files`)."""
+    skipped: reason -> left out so far (`linked folders` of a folder; `other files`). damaged: why
+    an archive in it could not be read to its end, of each so far."""
 
     path: Path
     kind: Kind
     files: tuple[Path, ...] = ()
     alias: Path | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def inner_damage(self) -> str | None:
+        """What is said of the archives in it that could not be read to their ends."""
+        if not self.damaged:
+            return None
+        return (
+            f"archives in it that are cut short or damaged: {len(self.damaged)} ({self.damaged[0]})"
+        )
 
     @property
     def called(self) -> Path:
@@ -89,7 +100,7 @@ class Archive:
     def entries(self) -> Iterator[Entry]:
         """The inputs, in a fixed order. ArchiveDamaged when the rest cannot be read."""
         if self.kind in ("folder", "files"):
-            yield from _entries(self._file_members(), self.skipped, Budget(0))
+            yield from _entries(self._file_members(), self, Budget(0))
             return
         size = self.path.stat().st_size
         budget = Budget(size)
@@ -106,7 +117,7 @@ class Archive:
                 in_order=False,
                 piece=piece,
             )
-            yield from _entries(found, self.skipped, budget)
+            yield from _entries(found, self, budget)
 
     def named_files(self) -> Iterator[tuple[str, Path, FileKind]]:
         """(name, file, what it is) of a folder or a list of files, whose links are followed: they
@@ -276,23 +287,24 @@ def _members(
 
 def _entries(
     found: Iterator[Member],
-    skipped: Counter[str],
+    outer: Archive,
     budget: Budget,
     place: str = "",
     depth: int = 1,
 ) -> Iterator[Entry]:
-    """What is to be scored of the members. place: names of the archives around them, with `/`."""
+    """What is to be scored of the members. outer: told of what is skipped and damaged; place: names
+    of the archives around them, with `/`."""
     for member in found:
         name = place + member.name
         if not is_input(member.name):
-            skipped["other files"] += 1
+            outer.skipped["other files"] += 1
         elif member.link:
             yield refused_entry(name, LINK)
         elif member.refusal is not None:
             yield refused_entry(name, member.refusal)
         elif is_archive_name(member.name):
             budget.spend(member.cost)
-            yield from _nested(member, name, skipped, budget, depth)
+            yield from _nested(member, name, outer, budget, depth)
         elif member.size > MAX_MEMBER_BYTES:
             yield refused_entry(name, too_large(member.size))
         else:
@@ -302,7 +314,7 @@ def _entries(
 
 
 def _nested(
-    member: Member, name: str, skipped: Counter[str], budget: Budget, depth: int
+    member: Member, name: str, outer: Archive, budget: Budget, depth: int
 ) -> Iterator[Entry]:
     """The inputs of an archive in an archive; its damage is one input, the others go on."""
     if depth >= MAX_DEPTH:
@@ -314,16 +326,14 @@ def _nested(
             kind = kind_of(head, member.name)
             assert kind is not None  # its name is an archive's
             if kind == "zip" and not member.seekable:
-                stream = guarded(partial(_in_memory, stream, member.size), ArchiveDamaged)
+                if member.size > MAX_MEMBER_BYTES:
+                    yield refused_entry(name, f"a zip in an archive: {too_large(member.size)}")
+                    return
+                stream = io.BytesIO(guarded(partial(stream.read, member.size), ArchiveDamaged))
             inner = _members(kind, stream, member.size, budget, seekable=False, in_order=True)
-            yield from _entries(inner, skipped, budget, name + "/", depth + 1)
+            yield from _entries(inner, outer, budget, name + "/", depth + 1)
     except Bomb:
         raise
     except (ArchiveDamaged, BadMember) as error:
+        outer.damaged.append(str(error))
         yield refused_entry(name, f"the rest of this archive in the archive: {error}")
-
-
-def _in_memory(stream: BinaryIO, size: int) -> BinaryIO:
-    if size > MAX_MEMBER_BYTES:
-        raise BadMember(f"a zip in an archive: {too_large(size)}")
-    return io.BytesIO(stream.read(size))

@@ -65,10 +65,12 @@ def dry_run(archives: list[Archive], network: Network, workers: int, limit: int 
                         break
                     inputs += 1
                     advance()
-                linked += archive.skipped[LINKED_FOLDERS]
             except ArchiveDamaged as error:
                 inputs += 1  # the row for the rest
                 damaged.append(f"{archive.called}: {error}")
+            linked += archive.skipped[LINKED_FOLDERS]
+            if archive.inner_damage:
+                damaged.append(f"{archive.called}: {archive.inner_damage}")
     total = sum(identify(archive).bytes for archive in archives)
     speed = _calibrate(archives, network, workers)
     return DryRun(len(archives), inputs, total, speed, tuple(damaged), linked)

@@ -287,7 +287,7 @@ def _summarise(
             raise RunFailed(
                 f"{name}: {rows} rows for {end}; delete {work.folder.path} and score again"
             )
-        members = end.inputs - (end.damage is not None)
+        members = end.inputs - end.rests
         entry = {"name": name, "bytes": identity["bytes"], "sha256": identity["sha256"]}
         counts = {"members": members, "rows": rows, "errors": errors, "skipped": end.skipped}
         archives.append({**entry, **counts, "damage": end.damage})
