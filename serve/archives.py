@@ -280,7 +280,7 @@ def _members(
     if kind == "tar":
         return tar_members(stream, size, seekable=seekable, in_order=in_order, piece=piece)
     if kind == "zip":
-        return zip_members(stream)
+        return zip_members(stream, budget)
     head = guarded(lambda: cast(Any, stream).peek(16)[:16], ArchiveDamaged)
     return compressed_tar_members(stream, opener_of(head), budget)
 
