@@ -105,6 +105,7 @@ def test_scores_from_tables(tmp_path, prefix, suffix):
         ("key,a\nx,0.5,3\n", "row 1 has 3 fields, the header 2"),
         ("key,a\n,0.5\n", "row 1 has no key"),
         ("key,a,a\nx,0,0\n", "the column 'a' twice"),
+        ("key,a,view,View\nx,0,PA,PA\n", "'view' and 'View', which differ only in case"),
     ],
 )
 def test_tables_that_are_no_scores(tmp_path, text, message):
@@ -134,6 +135,30 @@ def test_labels_from_a_table(tmp_path):
         read_label_table(tmp_path / "labels.csv", split="val")
     with pytest.raises(UserError, match="a label is 1, 0, or -1 or empty"):
         read_label_table(write(tmp_path / "bad.csv", "key,a\nx,2\n"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_are_no_labels_are_known_in_any_case(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    columns = {
+        "KEY": ["x", "y"],
+        "A": ["1", "0"],
+        "Patient": ["7", "8"],
+        "View": ["PA", "AP"],
+        "Split": ["test", "test"],
+    }
+    if suffix == ".csv":
+        write(path, "KEY,A,Patient,View,Split\nx,1,7,PA,test\ny,0,8,AP,test\n")
+    else:
+        pq.write_table(pa.table(columns), path)
+    found = read_label_table(path, split="test")
+    assert (found.keys, found.names) == (("x", "y"), ("A",))
+    assert found.patients == ("7", "8")
+    assert found.meta == {"view": ("PA", "AP")}
+    scored = read_predictions(write(tmp_path / "s.csv", "Key,A,Error\nx,0.5,\ny,,gone\n"))
+    assert scored.errors == (None, "gone")
+    named = read_label_table(write(tmp_path / "n.csv", "key,Label\nx,Mass\ny,Normal\n"))
+    assert (named.names, named.exclusive) == (("Mass", "Normal"), True)
 
 
 def test_one_yes_in_every_row_is_exclusive(tmp_path):
