@@ -297,6 +297,9 @@ def _summarise(
     return {
         "model": config.model.name,
         "model_sha256": request["model_sha256"],
+        # None of a stranger's model, which does not say.
+        "weights_sha256": network.info.weights_sha256 or None,
+        "precision": network.info.precision if network.info.weights_sha256 else None,
         "labels": list(network.info.labels),
         "exclusive": network.info.exclusive,
         "dataset": network.info.dataset,

@@ -1,5 +1,6 @@
 """Scores and labels are read strictly, and brought together by key without losing count."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,15 @@ from test_archives import WRITERS
 from test_score import config, pictures
 from tiny_model import LABELS
 
-from serve.predictions import LabelTable, PredictionTable, join, read_label_table, read_predictions
+from serve.metrics import measure
+from serve.predictions import (
+    LabelTable,
+    PredictionTable,
+    ScoredBy,
+    join,
+    read_label_table,
+    read_predictions,
+)
 from serve.score import score
 from serve.score_folder import ScoreFolder
 from shards.console import RunFailed, UserError
@@ -52,6 +61,10 @@ def test_a_folder_of_scores_reads_back(tmp_path):
     ]
     assert np.isnan(found.probabilities[5]).all()
     assert found.errors == (None,) * 5 + ("not an image",)
+    digest = hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
+    assert found.scored_by == ScoredBy("m.onnx", digest, "1" * 64, "fp32")
+    labels = truth(found.keys, LABELS, np.eye(6, 3, dtype=np.int8))
+    assert measure(join(found, labels)).scored_by == found.scored_by
 
 
 def test_the_row_for_the_rest_of_an_archive_is_no_image(tmp_path):
