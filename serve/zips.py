@@ -32,10 +32,11 @@ def _open(file: BinaryIO) -> zipfile.ZipFile:
     """ArchiveDamaged for the list of members of a zip in this one, at whose end this one is cut:
     the standard library takes it for this one's."""
     archive = zipfile.ZipFile(file)
+    if any(info.header_offset == 0 for info in archive.infolist()):
+        return archive
     file.seek(0)
-    first = file.read(len(HEADER_SIGN)) == HEADER_SIGN
-    if not first or any(info.header_offset == 0 for info in archive.infolist()):
-        return archive  # what begins with something else is a program that unpacks itself, say
+    if file.read(len(HEADER_SIGN)) != HEADER_SIGN:
+        return archive  # a program that unpacks itself, say
     file.seek(max(0, file.seek(0, 2) - _END.size - len(archive.comment)))
     end = file.read(_END.size)
     told = _END.unpack(end) if len(end) == _END.size else (b"",)

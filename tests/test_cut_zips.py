@@ -7,6 +7,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import fsspec
 import pytest
 from test_archives import only, read_until_damage, write_zip
 from test_score import config, pictures, rows
@@ -15,6 +16,7 @@ from serve import entries
 from serve.entries import ArchiveDamaged
 from serve.score import score
 from shards.console import RunFailed
+from shards.remote import path_of
 
 RANDOM = random.Random(0)
 MEMBERS = {f"{i}/ä{i}.png": RANDOM.randbytes(RANDOM.randrange(400)) * 2 for i in range(12)}
@@ -151,3 +153,14 @@ def test_flipped_bytes_of_a_cut_zip_never_escape(tmp_path: Path, streamed):
                 data[rng.randrange(len(data))] = rng.randrange(256)
             (tmp_path / "a.zip").write_bytes(data)
             read_until_damage(tmp_path / "a.zip")
+
+
+def test_a_cut_zip_behind_a_url_gives_the_same(tmp_path):
+    fs = fsspec.filesystem("memory")
+    data = written(MEMBERS, zipfile.ZIP_DEFLATED, streamed=True, zip64=False)[:-30]
+    fs.pipe_file("/cut/a.zip", data)
+    (tmp_path / "a.zip").write_bytes(data)
+    found = read_until_damage(path_of("memory://cut/a.zip"))
+    fs.store.clear()
+    assert found == read_until_damage(tmp_path / "a.zip")
+    assert found[0] == list(MEMBERS.values())
