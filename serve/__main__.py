@@ -77,15 +77,23 @@ def closing_lines(name: str, config: Any, result: Any) -> list[str]:
     if name == "score":
         if config.dry_run:
             return list(result.lines())
-        if result.already_done:
-            return [f"{result.out}: already done, {result.rows} rows"]
-        return [
-            f"{result.out}: {result.rows} rows, {result.errors} of them errors; scored "
-            f"{result.scored} images at {result.img_s:.1f} img/s ({result.provider})"
-        ]
+        return _scored(result)
     if name in ("report", "faithfulness", "features"):
         return [str(result)]
     return []
+
+
+def _scored(result: Any) -> list[str]:
+    from serve.dry_run import said_of_links
+
+    links = said_of_links(result.linked_folders)
+    if result.already_done:
+        return [f"{result.out}: already done, {result.rows} rows", *links]
+    done = (
+        f"{result.out}: {result.rows} rows, {result.errors} of them errors; scored "
+        f"{result.scored} images at {result.img_s:.1f} img/s ({result.provider})"
+    )
+    return [done, *links]
 
 
 if __name__ == "__main__":

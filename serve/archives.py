@@ -44,15 +44,22 @@ from shards.remote import RemotePath, is_remote
 
 MAX_DEPTH = 3  # archives around an image
 
+LINK = "a link or device, which is not followed"
+LINKED_FOLDERS = "linked folders"
+
 Kind = Literal["tar", "compressed tar", "zip", "folder", "files"]
+FileKind = Literal["file", "link or device", "linked folder"]
 _MIB = 1 << 20
+_BLOCKS, _BLOCK_BYTES = 64, 64 << 10  # with the two ends 6 MiB of reading
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Names an archive's content without reading all of it and without times. sha256: of a file's
-    first and last MiB, and behind a URL of what its server calls the version; of a folder's or a
-    list's names and sizes."""
+    """Names an archive's content without reading all of it. sha256: of a file's first and last MiB
+    and of 64 KiB at 64 places between them (so of all of one under 4 MiB; in a larger one a change
+    that lies between the places is not seen), or behind a URL of the two MiB and of what its server
+    calls the version; of the names, sizes and times of change (versions) of the files of a folder
+    or a list, which a copy of them has to keep."""
 
     path: str
     bytes: int
@@ -66,13 +73,24 @@ class Identity:
 class Archive:
     """files: of the kind `files`, image files that were named one by one, by a glob or in a list.
     alias: what it is called instead of by its name, which nobody gave and may be a patient's.
-    skipped: reason -> members left out so far (`links`: links and devices; `other files`)."""
+    skipped: reason -> left out so far (`linked folders` of a folder; `other files`). damaged: why
+    an archive in it could not be read to its end, of each so far."""
 
     path: Path
     kind: Kind
     files: tuple[Path, ...] = ()
     alias: Path | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def inner_damage(self) -> str | None:
+        """What is said of the archives in it that could not be read to their ends."""
+        if not self.damaged:
+            return None
+        return (
+            f"archives in it that are cut short or damaged: {len(self.damaged)} ({self.damaged[0]})"
+        )
 
     @property
     def called(self) -> Path:
@@ -82,7 +100,7 @@ class Archive:
     def entries(self) -> Iterator[Entry]:
         """The inputs, in a fixed order. ArchiveDamaged when the rest cannot be read."""
         if self.kind in ("folder", "files"):
-            yield from _entries(self._file_members(), self.skipped, Budget(0))
+            yield from _entries(self._file_members(), self, Budget(0))
             return
         size = self.path.stat().st_size
         budget = Budget(size)
@@ -99,26 +117,31 @@ class Archive:
                 in_order=False,
                 piece=piece,
             )
-            yield from _entries(found, self.skipped, budget)
+            yield from _entries(found, self, budget)
 
-    def named_files(self) -> Iterator[tuple[str, Path, bool]]:
-        """(name, file, is it a link or device) of a folder or a list of files."""
+    def named_files(self) -> Iterator[tuple[str, Path, FileKind]]:
+        """(name, file, what it is) of a folder or a list of files, whose links are followed: they
+        were named."""
         if self.kind == "files":
             names = [str(file).split("/") for file in self.files]
             folders = zip(*(name[:-1] for name in names))
             common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, folders))
-            yield from (("/".join(n[common:]), f, False) for n, f in zip(names, self.files))
+            yield from (("/".join(n[common:]), f, "file") for n, f in zip(names, self.files))
             return
-        for file, is_link in walk_files(self.path):
+        for file, kind in walk_files(self.path):
             name = file.relative_to(self.path).as_posix()
-            if not is_archive_name(name):  # those are archives of their own, see find_archives
-                yield name, file, is_link
+            # Archives are archives of their own, see find_archives.
+            if kind != "file" or not is_archive_name(name):
+                yield name, file, kind
 
     def _file_members(self) -> Iterator[Member]:
-        for name, file, is_link in self.named_files():
+        for name, file, kind in self.named_files():
+            if kind == "linked folder":
+                self.skipped[LINKED_FOLDERS] += 1
+                continue
             read, stream = partial(_read_file, file), cast(Any, partial(file.open, "rb"))
             piece = None if is_remote(file) else _whole(file, self.called)
-            yield Member(name, 0, read=read, stream=stream, link=is_link, piece=piece)
+            yield Member(name, 0, read=read, stream=stream, link=kind != "file", piece=piece)
 
 
 def identify(archive: Archive) -> Identity:
@@ -128,30 +151,38 @@ def identify(archive: Archive) -> Identity:
     if archive.kind in ("folder", "files"):
         total = 0
         files = tuple(fresh(file) for file in archive.files)
-        for name, file, is_link in Archive(path, archive.kind, files).named_files():
-            if not is_link:
+        for name, file, kind in Archive(path, archive.kind, files).named_files():
+            if kind != "file":
+                digest.update(f"{label(name)}\0{kind}\n".encode())
+            else:
                 found = _stat(file, archive)
                 total += found.st_size
-                text = f"{label(name)}\0{found.st_size}{getattr(found, 'version', '')}\n"
-                digest.update(text.encode())
+                changed = found.version if is_remote(file) else found.st_mtime_ns
+                digest.update(f"{label(name)}\0{found.st_size}\0{changed}\n".encode())
         return Identity(place_of(archive.called), total, digest.hexdigest())
     found = _stat(path, archive)
-    for part in _ends(path, found.st_size):
+    for part in _sampled(path, found.st_size):
         digest.update(part)
     digest.update(getattr(found, "version", "").encode())
     return Identity(place_of(archive.called), found.st_size, digest.hexdigest())
 
 
-def _ends(path: Path, size: int) -> tuple[bytes, bytes]:
-    """The first and the last MiB."""
+def _sampled(path: Path, size: int) -> Iterator[bytes]:
+    """The first and the last MiB; of a local file also the blocks between them."""
     last = max(0, size - _MIB)
     # A stream would ask for 13 MiB ahead, from each of a thousand archives.
     if is_remote(path) and last:
-        return path.read_range(0, _MIB), path.read_range(last, size)
+        yield path.read_range(0, _MIB)
+        yield path.read_range(last, size)
+        return
     with path.open("rb") as stream:
-        first = stream.read(_MIB)
+        yield stream.read(_MIB)
+        if not is_remote(path):
+            for number in range(_BLOCKS):
+                stream.seek(number * size // _BLOCKS)
+                yield stream.read(_BLOCK_BYTES)
         stream.seek(last)
-        return first, stream.read(_MIB)
+        yield stream.read(_MIB)
 
 
 def _stat(path: Path, archive: Archive) -> Any:
@@ -194,22 +225,24 @@ def kind_of(head: bytes, name: str) -> Kind | None:
     return "compressed tar" if is_archive_name(name) else None
 
 
-def walk_files(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """(file, is it a link or device) below a folder, sorted; links are not followed."""
+def walk_files(folder: Path) -> Iterator[tuple[Path, FileKind]]:
+    """Everything but folders below a folder, sorted; links are not followed."""
     if is_remote(folder):
         for found in folder.iterdir():
             if found.is_dir():
                 yield from walk_files(cast(Path, found))
             else:
-                yield cast(Path, found), False
+                yield cast(Path, found), "file"
         return
     with os.scandir(folder) as listed:
         items = sorted(listed, key=lambda item: item.name)
     for item in items:
         if item.is_dir(follow_symlinks=False):
             yield from walk_files(Path(item.path))
+        elif item.is_file(follow_symlinks=False):
+            yield Path(item.path), "file"
         else:
-            yield Path(item.path), not item.is_file(follow_symlinks=False)
+            yield Path(item.path), "linked folder" if os.path.isdir(item.path) else "link or device"
 
 
 def _whole(path: Path, called: Path) -> Piece | None:
@@ -247,30 +280,31 @@ def _members(
     if kind == "tar":
         return tar_members(stream, size, seekable=seekable, in_order=in_order, piece=piece)
     if kind == "zip":
-        return zip_members(stream)
+        return zip_members(stream, budget)
     head = guarded(lambda: cast(Any, stream).peek(16)[:16], ArchiveDamaged)
     return compressed_tar_members(stream, opener_of(head), budget)
 
 
 def _entries(
     found: Iterator[Member],
-    skipped: Counter[str],
+    outer: Archive,
     budget: Budget,
     place: str = "",
     depth: int = 1,
 ) -> Iterator[Entry]:
-    """What is to be scored of the members. place: names of the archives around them, with `/`."""
+    """What is to be scored of the members. outer: told of what is skipped and damaged; place: names
+    of the archives around them, with `/`."""
     for member in found:
         name = place + member.name
         if not is_input(member.name):
-            skipped["other files"] += 1
+            outer.skipped["other files"] += 1
         elif member.link:
-            skipped["links"] += 1
+            yield refused_entry(name, LINK)
         elif member.refusal is not None:
             yield refused_entry(name, member.refusal)
         elif is_archive_name(member.name):
             budget.spend(member.cost)
-            yield from _nested(member, name, skipped, budget, depth)
+            yield from _nested(member, name, outer, budget, depth)
         elif member.size > MAX_MEMBER_BYTES:
             yield refused_entry(name, too_large(member.size))
         else:
@@ -280,7 +314,7 @@ def _entries(
 
 
 def _nested(
-    member: Member, name: str, skipped: Counter[str], budget: Budget, depth: int
+    member: Member, name: str, outer: Archive, budget: Budget, depth: int
 ) -> Iterator[Entry]:
     """The inputs of an archive in an archive; its damage is one input, the others go on."""
     if depth >= MAX_DEPTH:
@@ -292,16 +326,14 @@ def _nested(
             kind = kind_of(head, member.name)
             assert kind is not None  # its name is an archive's
             if kind == "zip" and not member.seekable:
-                stream = guarded(partial(_in_memory, stream, member.size), ArchiveDamaged)
+                if member.size > MAX_MEMBER_BYTES:
+                    yield refused_entry(name, f"a zip in an archive: {too_large(member.size)}")
+                    return
+                stream = io.BytesIO(guarded(partial(stream.read, member.size), ArchiveDamaged))
             inner = _members(kind, stream, member.size, budget, seekable=False, in_order=True)
-            yield from _entries(inner, skipped, budget, name + "/", depth + 1)
+            yield from _entries(inner, outer, budget, name + "/", depth + 1)
     except Bomb:
         raise
     except (ArchiveDamaged, BadMember) as error:
+        outer.damaged.append(str(error))
         yield refused_entry(name, f"the rest of this archive in the archive: {error}")
-
-
-def _in_memory(stream: BinaryIO, size: int) -> BinaryIO:
-    if size > MAX_MEMBER_BYTES:
-        raise BadMember(f"a zip in an archive: {too_large(size)}")
-    return io.BytesIO(stream.read(size))

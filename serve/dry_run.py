@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from serve.archives import Archive, identify
+from serve.archives import LINKED_FOLDERS, Archive, identify
 from serve.decode import DecodePool, Task
 from serve.entries import ArchiveDamaged, BadMember, is_input
 from serve.network import Network
@@ -22,13 +22,14 @@ _SAMPLE = 64  # members that tell how long a tar's are
 @dataclass(frozen=True)
 class DryRun:
     """inputs and bytes of the archives; img_s: of the first images, None when none could be
-    scored; damaged: archives with the reason."""
+    scored; damaged: archives with the reason; linked_folders: that are not followed."""
 
     archives: int
     inputs: int
     bytes: int
     img_s: float | None
     damaged: tuple[str, ...]
+    linked_folders: int = 0
 
     def lines(self) -> list[str]:
         size = f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.2f} MB"
@@ -39,7 +40,13 @@ class DryRun:
             f"{self.archives} archives, {self.inputs} inputs, {size}",
             f"expected time: {time_left}",
             *(f"damaged: {text}" for text in self.damaged),
+            *said_of_links(self.linked_folders),
         ]
+
+
+def said_of_links(folders: int) -> list[str]:
+    """What is said of links to folders."""
+    return [f"{folders} links to folders are not followed; name those folders"] if folders else []
 
 
 def _hours(seconds: float) -> str:
@@ -49,7 +56,7 @@ def _hours(seconds: float) -> str:
 
 def dry_run(archives: list[Archive], network: Network, workers: int, limit: int | None) -> DryRun:
     """Meets every input of the archives, and scores the first few."""
-    inputs, damaged = 0, []
+    inputs, linked, damaged = 0, 0, []
     with progress("counting", None) as advance:
         for archive in archives:
             try:
@@ -61,9 +68,12 @@ def dry_run(archives: list[Archive], network: Network, workers: int, limit: int 
             except ArchiveDamaged as error:
                 inputs += 1  # the row for the rest
                 damaged.append(f"{archive.called}: {error}")
+            linked += archive.skipped[LINKED_FOLDERS]
+            if archive.inner_damage:
+                damaged.append(f"{archive.called}: {archive.inner_damage}")
     total = sum(identify(archive).bytes for archive in archives)
     speed = _calibrate(archives, network, workers)
-    return DryRun(len(archives), inputs, total, speed, tuple(damaged))
+    return DryRun(len(archives), inputs, total, speed, tuple(damaged), linked)
 
 
 def _calibrate(archives: list[Archive], network: Network, workers: int) -> float | None:
@@ -113,7 +123,8 @@ def expected_inputs(archive: Archive) -> int | None:
     if is_remote(archive.path) or archive.kind == "compressed tar":
         return None
     if archive.kind == "folder":
-        return sum(not link and is_input(name) for name, _, link in archive.named_files())
+        every = archive.named_files()
+        return sum(kind != "linked folder" and is_input(name) for name, _, kind in every)
     try:
         if archive.kind == "zip":
             with zipfile.ZipFile(archive.path) as packed:
@@ -129,7 +140,7 @@ def _of_tar(path: Path) -> int:
     with path.open("rb") as file, open_tar(file, seekable=True) as tar:
         number = 0
         for number, member in enumerate(members(tar), 1):
-            inputs += member.isreg() and is_input(member.name)
+            inputs += not member.isdir() and is_input(member.name)
             if number == _SAMPLE:
                 return round(inputs * size / tar.offset)
     return inputs

@@ -8,7 +8,7 @@ import numpy as np
 
 from serve.predictions import Joined
 from serve.report_maps import NAME, Layer, StoredMap, image_webp, load_layer, stored_maps, to_layer
-from shards.codec import decode_grey
+from serve.split_images import decode_stored
 from shards.console import UserError, progress
 from shards.labels import NO, UNKNOWN, YES, Vocabulary
 from shards.manifest import Manifest, load_manifest, shard_path
@@ -96,7 +96,8 @@ def read_images(
                 image = next(
                     c for c in components if c.extension not in (LABELS_EXTENSION, META_EXTENSION)
                 )
-                grey = decode_grey(read_component(file.fileno(), image, path))
+                data = read_component(file.fileno(), image, path)
+                grey = decode_stored(data, path, image.key)
                 found[image.key] = prepare(grey, manifest.shorter_side, size)
     return found
 

@@ -21,7 +21,7 @@ from serve.curves import (
 )
 from serve.intervals import Estimate, auroc, average_precision, wilson
 from serve.judged import CALL_FROM, Judged, judge
-from serve.predictions import Joined
+from serve.predictions import Joined, ScoredBy
 from serve.subgroups import Subgroups, patients, subgroups
 from shards.console import UserError
 from shards.labels import UNKNOWN
@@ -55,6 +55,7 @@ class Evaluation:
     number. confusion: rows are truth, columns calls. mean: over the classes that have the number.
     call_from: None where the call is the class of the largest probability. Intervals of accuracy
     and classes: Wilson's, and DeLong's for auroc; `bootstrap` has those that know of patients.
+    scored_by: the model, None where the scores do not say.
     """
 
     labels: tuple[str, ...]
@@ -80,6 +81,7 @@ class Evaluation:
     histograms: Histograms
     operating: Operating
     curves: tuple[RankCurve, ...]
+    scored_by: ScoredBy | None = None
     format_version: int = FORMAT_VERSION
     confidence: float = 0.95
 
@@ -147,6 +149,7 @@ def measure(
         histograms=histograms(judged),
         operating=operating(judged),
         curves=rank_curves(judged),
+        scored_by=joined.scored_by,
     )
 
 

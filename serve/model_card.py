@@ -11,6 +11,7 @@ from serve.inspect import point_text
 from serve.intervals import Estimate
 from serve.model_info import ModelInfo
 from serve.parity import TOLERANCES
+from serve.report_models import weights_of
 from shards.console import one_line, warn
 
 LIMITS = (
@@ -74,11 +75,28 @@ def _metrics(info: ModelInfo, validation: Mapping[str, Estimate | None], run: Pa
         _table(("label", "AUROC"), rows),
     ]
     evaluated = _read(run / "evaluation" / "metrics.json")
+    if evaluated is not None and weights_of(evaluated) not in (None, info.weights_sha256):
+        parts.append(
+            "The evaluation in the run's folder is of other weights and is left out: score and "
+            "evaluate this file."
+        )
+        evaluated = None
     if evaluated is not None and evaluated.get("labels") == list(info.labels):
-        parts += _evaluated(evaluated)
+        parts += [*_evaluated(evaluated), _measured_with(evaluated, info)]
     else:
         parts += _of_training(_read(run / info.stage / "result.json"))
     return "\n\n".join(parts)
+
+
+def _measured_with(metrics: dict[str, Any], info: ModelInfo) -> str:
+    """Which model the evaluation's numbers are of."""
+    if weights_of(metrics) is None:
+        return "**The scores do not say which model they are of: it may be another than this one.**"
+    file, precision = (str(metrics["scored_by"].get(name)) for name in ("file", "precision"))
+    told = f"Measured with {_cell(file)} ({_cell(precision)}) of these weights"
+    if precision == info.precision:
+        return f"{told}."
+    return f"**{told}; this file is {info.precision}, whose numbers differ.**"
 
 
 def _evaluated(metrics: dict[str, Any]) -> list[str]:

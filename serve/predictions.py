@@ -32,9 +32,21 @@ _NO_LABEL = {KEY, "archive", "member", "predicted", "model_sha256", "preprocessi
 
 
 @dataclass(frozen=True)
+class ScoredBy:
+    """The model file that gave scores, by name and hash. weights_sha256: of the trained weights in
+    it; precision: of the export; None where it does not say."""
+
+    file: str
+    sha256: str
+    weights_sha256: str | None
+    precision: str | None
+
+
+@dataclass(frozen=True)
 class PredictionTable:
     """probabilities: (N, L) float64, NaN in a row with an error; exclusive, synthetic: None where
-    not known; damaged: archives whose rest could not be read, with the reason."""
+    not known; damaged: archives whose rest could not be read, with the reason; scored_by: None of a
+    table."""
 
     keys: tuple[str, ...]
     labels: tuple[str, ...]
@@ -43,6 +55,7 @@ class PredictionTable:
     exclusive: bool | None = None
     synthetic: bool | None = None
     damaged: tuple[str, ...] = ()
+    scored_by: ScoredBy | None = None
 
     @property
     def adds_up(self) -> bool:
@@ -87,6 +100,7 @@ class Joined:
     labels_without_truth: tuple[str, ...] = ()
     labels_without_scores: tuple[str, ...] = ()
     damaged: tuple[str, ...] = field(default=())
+    scored_by: ScoredBy | None = None
 
 
 def read_predictions(path: Path) -> PredictionTable:
@@ -117,6 +131,12 @@ def _predictions_of_folder(folder: ScoreFolder) -> PredictionTable:
         exclusive=summary["exclusive"],
         synthetic=summary["synthetic"],
         damaged=tuple(f"{a['name']}: {a['damage']}" for a in summary["archives"] if a["damage"]),
+        scored_by=ScoredBy(
+            summary["model"],
+            summary["model_sha256"],
+            summary.get("weights_sha256"),
+            summary.get("precision"),
+        ),
     )
 
 
@@ -282,6 +302,7 @@ def join(predictions: PredictionTable, truth: LabelTable, exclusive: bool | None
         labels_without_truth=tuple(n for n in predictions.labels if n not in truth.names),
         labels_without_scores=tuple(n for n in truth.names if n not in predictions.labels),
         damaged=predictions.damaged,
+        scored_by=predictions.scored_by,
     )
 
 

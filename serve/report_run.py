@@ -16,6 +16,7 @@ from serve.gallery import Gallery, make_gallery
 from serve.metrics import FORMAT_VERSION
 from serve.predictions import join, read_label_table, read_predictions
 from serve.report_charts import chart_data
+from serve.report_models import OwnModels, Part, own_models, part_of
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest, manifest_hash
 
@@ -52,32 +53,46 @@ def read_run(folders: Folders, gallery: int) -> dict[str, Any]:
     last = shards / planned[-1]["dataset"]
     data = [_data(shards / name) for name in dict.fromkeys(s["dataset"] for s in planned)]
     stages = _stages(run, planned)
-    metrics = _versioned(folders.evaluation / "metrics.json", FORMAT_VERSION)
-    shortcuts = _versioned(folders.shortcuts / "shortcuts.json", _JSON_VERSION)
-    features = _versioned(folders.features / "features.json", _JSON_VERSION)
-    faithfulness = _versioned(folders.faithfulness / "faithfulness.json", _JSON_VERSION)
-    pictures, omitted = _gallery(folders, last, gallery)
+    models = {one["name"]: read_json(run / one["name"] / "model.json") for one in planned}
+    parts = _parts(folders, own_models(planned[-1]["name"], models))
+    told = {name: part.content for name, part in parts.items()}
+    pictures, omitted = _gallery(folders, last, gallery, parts["scoring"])
     return {
+        **told,
+        "missing": {name: part.missing for name, part in parts.items()},
+        "notes": {name: part.notes for name, part in parts.items()},
         "name": run.resolve().name,
         "folders": folders,
         "settings": settings,
         "synthetic": settings["synthetic"] or any(one.get("synthetic") for one in data),
-        "model": read_json(run / planned[-1]["name"] / "model.json"),
+        "model": models[planned[-1]["name"]],
         "environment": read_json(run / "environment.json") or {},
         "data": data,
         "judged": next(one for one in data if one["folder"] == last),
         "stages": stages,
-        "metrics": metrics,
-        "shortcuts": shortcuts,
-        "examples": _picture(folders.shortcuts / "examples.png") if shortcuts else None,
-        "features": features,
-        "faithfulness": faithfulness,
+        "examples": _picture(folders.shortcuts / "examples.png") if told["shortcuts"] else None,
         "gallery": pictures,
         "gallery_omitted": omitted,
-        "scoring": read_json(folders.scores / "scores.json"),
         "commands": _commands(folders, settings, last),
         "settings_json": json.dumps(settings["config"], indent=1),
-        "charts": chart_data(stages, metrics, features, faithfulness),
+        "charts": chart_data(stages, told["metrics"], told["features"], told["faithfulness"]),
+    }
+
+
+def _parts(folders: Folders, own: OwnModels) -> dict[str, Part]:
+    """What other commands left, as far as it is of the run's own models."""
+    evaluation = folders.evaluation / "metrics.json"
+    scores = folders.scores / "scores.json"
+    named = {
+        "shortcuts": folders.shortcuts / "shortcuts.json",
+        "features": folders.features / "features.json",
+        "faithfulness": folders.faithfulness / "faithfulness.json",
+    }
+    metrics = _versioned(evaluation, FORMAT_VERSION)
+    return {
+        "metrics": part_of(evaluation, metrics, own, "evaluation"),
+        "scoring": part_of(scores, read_json(scores), own),
+        **{n: part_of(path, _versioned(path, _JSON_VERSION), own) for n, path in named.items()},
     }
 
 
@@ -221,19 +236,23 @@ def _commands(folders: Folders, settings: dict[str, Any], labels: Path) -> list[
     return [settings.get("command") or "python -m train ...", *lines]
 
 
-def _gallery(folders: Folders, data: Path, size: int) -> tuple[Gallery | None, list[str]]:
+def _gallery(
+    folders: Folders, data: Path, size: int, scoring: Part
+) -> tuple[Gallery | None, list[str]]:
     """The gallery, and what is to be said about the images that are not there."""
     if size == 0:
         return None, ["Left out, as asked for (--gallery 0)."]
     scores = folders.scores
     if not (scores / "scores.json").is_file():
         return None, [f"No scores in {scores}: no images. Make them with python -m serve score."]
+    if scoring.content is None:
+        return None, [f"No images. {scoring.missing}."]
     try:
         joined = join(read_predictions(scores), read_label_table(data, SPLIT))
         found = make_gallery(folders.run, data, SPLIT, joined, size, folders.explain)
     except (UserError, RunFailed) as error:
         return None, [f"No images: {error}."]
-    shown, omitted = sum(picture.wrong is True for picture in found.pictures), []
+    shown, omitted = sum(picture.wrong is True for picture in found.pictures), [*scoring.notes]
     if shown < found.wrong:
         omitted.append(f"{shown} of {found.wrong} wrong calls are shown.")
     if all(len(picture.layers) == 1 for picture in found.pictures):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from serve.archives import Archive, identify, place_of
+from serve.archives import LINKED_FOLDERS, Archive, identify, place_of
 from serve.decode import start_workers
 from serve.dry_run import DryRun, dry_run
 from serve.entries import label
@@ -92,7 +92,7 @@ class ScoreConfig:
 @dataclass(frozen=True)
 class ScoreSummary:
     """rows: inputs in the folder, errors among them; scored: images that this call scored, in
-    `seconds`; already_done: the folder was finished before."""
+    `seconds`; already_done: the folder was finished before; linked_folders: not followed."""
 
     out: Path
     rows: int
@@ -102,6 +102,7 @@ class ScoreSummary:
     img_s: float
     provider: str
     already_done: bool
+    linked_folders: int
 
 
 def score(config: ScoreConfig) -> ScoreSummary | DryRun:
@@ -286,7 +287,7 @@ def _summarise(
             raise RunFailed(
                 f"{name}: {rows} rows for {end}; delete {work.folder.path} and score again"
             )
-        members = end.inputs - (end.damage is not None)
+        members = end.inputs - end.rests
         entry = {"name": name, "bytes": identity["bytes"], "sha256": identity["sha256"]}
         counts = {"members": members, "rows": rows, "errors": errors, "skipped": end.skipped}
         archives.append({**entry, **counts, "damage": end.damage})
@@ -296,6 +297,9 @@ def _summarise(
     return {
         "model": config.model.name,
         "model_sha256": request["model_sha256"],
+        # None of a stranger's model, which does not say.
+        "weights_sha256": network.info.weights_sha256 or None,
+        "precision": network.info.precision if network.info.weights_sha256 else None,
         "labels": list(network.info.labels),
         "exclusive": network.info.exclusive,
         "dataset": network.info.dataset,
@@ -329,6 +333,7 @@ def _summary(out: Path, done: dict[str, Any], scored: int, *, already_done: bool
         img_s=done["img_s"],
         provider=done["provider"],
         already_done=already_done,
+        linked_folders=sum(a["skipped"].get(LINKED_FOLDERS, 0) for a in done["archives"]),
     )
 
 

@@ -44,11 +44,13 @@ class Row:
 @dataclass(frozen=True)
 class ArchiveEnd:
     """An archive that was read to its end. inputs: rows it gives; skipped: reason -> members;
-    damage: why its rest could not be read."""
+    damage: why its rest, or that of an archive in it, could not be read; rests: the rows that stand
+    for such a rest."""
 
     inputs: int
     skipped: dict[str, int]
     damage: str | None
+    rests: int = 0
 
 
 @dataclass(frozen=True)

@@ -96,14 +96,21 @@ def _archives_at(path: Path) -> list[Archive]:
         if not path.is_file():
             raise UserError(f"{path} is no regular file; name a tar, tar.gz, zip or an image")
         return [_of_file(path)]
-    files = [file for file, is_link in walk_files(path) if not is_link]
-    packed = [file for file in files if is_archive_name(file.name)]
+    files = list(walk_files(path))
+    packed = [file for file, kind in files if kind == "file" and is_archive_name(file.name)]
     found = [replace(_of_file(f), alias=_alias(path, f, n)) for n, f in enumerate(packed, 1)]
-    plain = (file for file in files if not is_archive_name(file.name))
-    if any(is_input(file.relative_to(path).as_posix()) for file in plain):
-        found.append(Archive(path, "folder"))
+    folder = Archive(path, "folder")
+    named = [(name, kind) for name, _, kind in folder.named_files()]
+    linked = sum(kind == "linked folder" for _, kind in named)
+    if any(kind != "linked folder" and is_input(name) for name, kind in named):
+        found.append(folder)
     if not found:
-        raise UserError(f"no image and no archive in the folder {path} ({len(files)} files)")
+        also = f", {linked} links to folders, which are not followed" if linked else ""
+        raise UserError(
+            f"no image and no archive in the folder {path} ({len(files) - linked} files{also})"
+        )
+    if linked and folder not in found:  # to say so at the end
+        found.append(folder)
     return found
 
 

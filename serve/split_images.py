@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.codec import decode_grey
-from shards.console import UserError
-from shards.manifest import Manifest
+from shards.codec import BadImage, decode_grey
+from shards.console import RunFailed, UserError
+from shards.manifest import Manifest, shard_path
 from shards.preprocess import resize
-from shards.reader import read_split
+from shards.reader import read_shard
+from shards.sample import Sample
 
 BATCH = 16
 
@@ -33,16 +34,22 @@ class SplitImages:
         wanted = spread(self.manifest.splits[split].samples, at_most)
         images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        for position, sample in enumerate(read_split(self.folder, self.manifest, split)):
+        for position, (path, sample) in enumerate(self._samples(split)):
             if position not in wanted:
                 continue
-            images.append(resize(decode_grey(sample.image), self.size)[None])
+            grey = decode_stored(sample.image, path, sample.key)
+            images.append(resize(grey, self.size)[None])
             labels.append(sample.labels)
             if len(images) == BATCH:
                 yield np.stack(images), np.stack(labels)
                 images, labels = [], []
         if images:
             yield np.stack(images), np.stack(labels)
+
+    def _samples(self, split: str) -> Iterator[tuple[Path, Sample]]:
+        for shard in self.manifest.of_split(split):
+            path = shard_path(self.folder, shard)
+            yield from ((path, sample) for sample in read_shard(path))
 
     def count(self, split: str, at_most: int | None = None) -> int:
         """How many images `batches` gives. UserError when it is none."""
@@ -51,6 +58,17 @@ class SplitImages:
         if not found:
             raise UserError(f"{self.folder} has no {split} images; the export needs some")
         return found
+
+
+def decode_stored(data: bytes, shard: Path, key: str) -> np.ndarray:
+    """A shard's image, (H, W) uint8. RunFailed when it does not decode: shards hold only images
+    that were decoded once, so the shard is damaged."""
+    try:
+        return decode_grey(data)
+    except BadImage as error:
+        raise RunFailed(
+            f"{shard}: sample {key} {error}; find the damage with: python -m shards verify"
+        ) from error
 
 
 def spread(total: int, at_most: int | None) -> set[int]:

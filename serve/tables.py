@@ -28,13 +28,20 @@ class Table:
 
     @property
     def rows(self) -> int:
-        return len(self.columns[KEY])
+        return len(next(iter(self.columns.values())))
+
+    def named(self, name: str) -> str | None:
+        """The column that has this name in any case (Patient for patient), None without one. For
+        those that are no label: a label is what its column says."""
+        return next((one for one in self.columns if one.lower() == name.lower()), None)
 
     def texts(self, name: str) -> list[str | None] | None:
-        """A column as text, None where it is empty; None when there is no such column."""
-        if name not in self.columns:
+        """The column of this name in any case as text, None where it is empty; None when there is
+        no such column."""
+        column = self.named(name)
+        if column is None:
             return None
-        return [None if _is_empty(value) else str(value) for value in self.columns[name]]
+        return [None if _is_empty(value) else str(value) for value in self.columns[column]]
 
     def keys(self) -> list[str]:
         """The `key` column. UserError when a row has none."""
@@ -74,7 +81,8 @@ class Table:
                 f"{self.path} has a column {repeated[0]!r} and a class {repeated[0]!r} in its "
                 f"column {CLASS!r}; give one column per label, or {CLASS!r} alone"
             )
-        columns = {name: values for name, values in self.columns.items() if name != CLASS}
+        of_classes = self.named(CLASS)
+        columns = {name: values for name, values in self.columns.items() if name != of_classes}
         for one in classes:
             columns[one] = [None if name is None else int(name == one) for name in named]
         return Table(self.path, columns)
@@ -98,10 +106,10 @@ def read_table(path: Path) -> Table:
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} ends in {suffix!r}; give a folder, a .csv or a .parquet file")
-    columns = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
-    if KEY not in columns:
-        raise UserError(f"{path} has no column {KEY!r}; it has: {', '.join(columns)}")
-    return Table(path, columns)
+    table = Table(path, _read_csv(path) if suffix == ".csv" else _read_parquet(path))
+    if table.named(KEY) is None:
+        raise UserError(f"{path} has no column {KEY!r}; it has: {', '.join(table.columns)}")
+    return table
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
@@ -130,9 +138,17 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
 
 
 def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
-    if len(set(names)) != len(names):
-        repeated = next(name for name in names if list(names).count(name) > 1)
-        raise UserError(f"{path} has the column {repeated!r} twice; rename one of them")
+    taken: dict[str, str] = {}
+    for name in names:
+        before = taken.get(name.lower())
+        if before == name:
+            raise UserError(f"{path} has the column {name!r} twice; rename one of them")
+        if before is not None:
+            raise UserError(
+                f"{path} has the columns {before!r} and {name!r}, which differ only in case; "
+                "rename one of them"
+            )
+        taken[name.lower()] = name
 
 
 def _is_empty(value: Any) -> bool:

@@ -88,7 +88,10 @@ def archive_chunks(
             chunk = None
     last = chunk or Chunk(inputs // UNIT_INPUTS)
     last.closes_unit = chunk is not None
-    last.end = ArchiveEnd(inputs, dict(archive.skipped), damage[0] if damage else None)
+    inner = archive.inner_damage
+    said = "; ".join([*damage, *([inner] if inner else [])]) or None
+    rests = len(damage) + len(archive.damaged)
+    last.end = ArchiveEnd(inputs, dict(archive.skipped), said, rests)
     yield last
 
 

@@ -1,6 +1,7 @@
 """Run folders made by hand for the tests of the report: hostile names, no training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 
 from serve.evaluate import measure, write_metrics
 from serve.metrics import MeasureConfig
-from serve.predictions import Joined
+from serve.predictions import Joined, ScoredBy
 from shards.codec import encode
 from shards.manifest import Manifest, SplitCounts
 from shards.sample import Sample, SampleMeta
@@ -111,8 +112,15 @@ def scored(images: int = 6, exclusive: bool = True) -> Joined:
     return Joined(keys, LABELS, exclusive, truth, probabilities, None, meta, True)
 
 
-def evaluate_run(run: Path, joined: Joined) -> None:
+def write_weights(run: Path, weights: str) -> None:
+    """model.json of the one stage."""
+    content = {"weights_sha256": weights, "architecture": "densenet121", "size": 64}
+    write_json(run / "covid" / "model.json", content | {"labels": LABELS})
+
+
+def evaluate_run(run: Path, joined: Joined, scored_by: ScoredBy | None = None) -> None:
     """RUN/evaluation/metrics.json."""
+    joined = replace(joined, scored_by=scored_by)
     found = measure(joined, "test", config=MeasureConfig(replicates=50))
     (run / "evaluation").mkdir(exist_ok=True)
     write_metrics(found, run / "evaluation")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve import archives, entries
-from serve.archives import Archive, identify
+from serve.archives import Archive
 from serve.decode import DecodePool, Task
 from serve.entries import ArchiveDamaged, BadMember, Piece, is_input
 from serve.score_inputs import find_archives
@@ -142,36 +142,6 @@ def test_requests_that_cannot_be_met(tmp_path):
             find_archives(paths)
 
 
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_links_and_devices_are_left_out_and_counted(tmp_path, name):
-    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as tar:
-        add(tar, "images", kind=tarfile.DIRTYPE)
-        add(tar, "link.png", kind=tarfile.SYMTYPE)
-        add(tar, "hard.png", kind=tarfile.LNKTYPE)
-        add(tar, "device.png", kind=tarfile.CHRTYPE)
-        add(tar, "real.png", b"real")
-    archive = only(tmp_path / name)
-    assert [name for name, _, _ in contents(archive)] == ["real.png"]
-    assert archive.skipped == {"links": 3}
-
-
-def test_links_in_folders_and_zips_are_not_followed(tmp_path):
-    (tmp_path / "secret").write_bytes(b"secret")
-    folder = write_folder(tmp_path / "f", {"real.png": b"real"})
-    os.symlink(tmp_path / "secret", folder / "link.png")
-    os.symlink(tmp_path, folder / "loop")
-    archive = only(folder)
-    assert [name for name, _, _ in contents(archive)] == ["real.png"]
-    assert archive.skipped == {"links": 2}
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
-        info = zipfile.ZipInfo("link.png")
-        info.external_attr = 0o120777 << 16
-        packed.writestr(info, "/etc/passwd")
-    archive = only(tmp_path / "a.zip")
-    assert contents(archive) == []
-    assert archive.skipped == {"links": 1}
-
-
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_names_that_leave_the_archive_are_labels(tmp_path, name):
     folder = tmp_path / "in"
@@ -271,17 +241,6 @@ def test_a_damaged_member_of_a_zip_is_refused_alone(tmp_path):
     assert found[0] == b"0" * 50
     assert found[2] == b"2" * 50
     assert isinstance(found[1], str)
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_identity_tells_archives_apart_and_ignores_times(tmp_path, name):
-    path = WRITERS[name](tmp_path / name, MEMBERS)
-    before = identify(only(path))
-    for file in [path, *path.rglob("*")]:
-        os.utime(file, (0, 0))
-    assert identify(only(path)) == before
-    other = MEMBERS | {"images/zz": b"threee"}
-    assert identify(only(WRITERS[name](tmp_path / name, other))) != before
 
 
 @given(st.lists(st.sampled_from(["a", "..", ".git", "__MACOSX", "b.PNG", "c.Csv"]), min_size=1))

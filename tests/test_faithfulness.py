@@ -102,6 +102,7 @@ def test_the_command_measures_every_method_and_chance(trained, tiny_shards, tmp_
     told = json.loads(faithfulness(config).read_bytes())
     names = [row["method"] for row in told["methods"]]
     assert names == ["lrp", "gradcam", "cam", "occlusion-drop", "random"]
+    assert told["weights_sha256"]
     assert told["explanations"] >= 4
     for row in told["methods"]:
         assert len(row["deletion_curve"]) == len(told["fractions"]) == STEPS + 1

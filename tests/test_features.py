@@ -87,6 +87,7 @@ def test_the_command_writes_points_cells_and_pictures(tiny_shards, tmp_path, mon
     told = json.loads(path.read_bytes())
     assert len(told["points"]) == 12
     assert set(told["classes"]) == set(LABELS)
+    assert (told["stage"], told["weights_sha256"]) == ("covid", "0" * 64)
     assert sum(cell["count"] for cell in told["cells"]) == 12
     assert sum(cell["share"] for cell in told["cells"]) == pytest.approx(1)
     with (out / "features.csv").open() as file:

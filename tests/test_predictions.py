@@ -1,5 +1,6 @@
 """Scores and labels are read strictly, and brought together by key without losing count."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,15 @@ from test_archives import WRITERS
 from test_score import config, pictures
 from tiny_model import LABELS
 
-from serve.predictions import LabelTable, PredictionTable, join, read_label_table, read_predictions
+from serve.metrics import measure
+from serve.predictions import (
+    LabelTable,
+    PredictionTable,
+    ScoredBy,
+    join,
+    read_label_table,
+    read_predictions,
+)
 from serve.score import score
 from serve.score_folder import ScoreFolder
 from shards.console import RunFailed, UserError
@@ -52,6 +61,10 @@ def test_a_folder_of_scores_reads_back(tmp_path):
     ]
     assert np.isnan(found.probabilities[5]).all()
     assert found.errors == (None,) * 5 + ("not an image",)
+    digest = hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
+    assert found.scored_by == ScoredBy("m.onnx", digest, "1" * 64, "fp32")
+    labels = truth(found.keys, LABELS, np.eye(6, 3, dtype=np.int8))
+    assert measure(join(found, labels)).scored_by == found.scored_by
 
 
 def test_the_row_for_the_rest_of_an_archive_is_no_image(tmp_path):
@@ -105,6 +118,7 @@ def test_scores_from_tables(tmp_path, prefix, suffix):
         ("key,a\nx,0.5,3\n", "row 1 has 3 fields, the header 2"),
         ("key,a\n,0.5\n", "row 1 has no key"),
         ("key,a,a\nx,0,0\n", "the column 'a' twice"),
+        ("key,a,view,View\nx,0,PA,PA\n", "'view' and 'View', which differ only in case"),
     ],
 )
 def test_tables_that_are_no_scores(tmp_path, text, message):
@@ -134,6 +148,30 @@ def test_labels_from_a_table(tmp_path):
         read_label_table(tmp_path / "labels.csv", split="val")
     with pytest.raises(UserError, match="a label is 1, 0, or -1 or empty"):
         read_label_table(write(tmp_path / "bad.csv", "key,a\nx,2\n"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_are_no_labels_are_known_in_any_case(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    columns = {
+        "KEY": ["x", "y"],
+        "A": ["1", "0"],
+        "Patient": ["7", "8"],
+        "View": ["PA", "AP"],
+        "Split": ["test", "test"],
+    }
+    if suffix == ".csv":
+        write(path, "KEY,A,Patient,View,Split\nx,1,7,PA,test\ny,0,8,AP,test\n")
+    else:
+        pq.write_table(pa.table(columns), path)
+    found = read_label_table(path, split="test")
+    assert (found.keys, found.names) == (("x", "y"), ("A",))
+    assert found.patients == ("7", "8")
+    assert found.meta == {"view": ("PA", "AP")}
+    scored = read_predictions(write(tmp_path / "s.csv", "Key,A,Error\nx,0.5,\ny,,gone\n"))
+    assert scored.errors == (None, "gone")
+    named = read_label_table(write(tmp_path / "n.csv", "key,Label\nx,Mass\ny,Normal\n"))
+    assert (named.names, named.exclusive) == (("Mass", "Normal"), True)
 
 
 def test_one_yes_in_every_row_is_exclusive(tmp_path):

@@ -22,7 +22,9 @@ from serve.gallery import (
 from serve.predictions import Joined
 from serve.report import ReportConfig, write_report
 from serve.report_maps import NAME, StoredMap, image_webp, load_layer, stored_maps, to_layer
-from shards.console import UserError
+from serve.split_images import SplitImages
+from shards.console import RunFailed, UserError
+from shards.reader import read_index
 
 
 @pytest.fixture
@@ -71,6 +73,23 @@ def test_read_images_by_key_from_several_shards(dataset):
         "image-1": ((32, 32), 10),
         "image-5": ((32, 32), 50),
     }
+
+
+def test_an_image_that_does_not_decode_is_one_line_of_the_gallery_and_of_the_export(dataset):
+    folder, manifest = dataset
+    path = folder / "test/toy-test-1.tar"
+    components = next(c for c in read_index(path) if c[0].key == "image-4")
+    data = bytearray(path.read_bytes())
+    data[components[0].offset + 20 : components[0].offset + components[0].size] = bytes(
+        components[0].size - 20
+    )
+    path.write_bytes(data)
+    told = r"toy-test-1.tar: sample image-4 .*python -m shards verify"
+    with pytest.raises(RunFailed, match=told):
+        read_images(folder, manifest, "test", ["image-4"], 32)
+    with pytest.raises(RunFailed, match=told):
+        list(SplitImages(folder, manifest, 32).batches("test"))
+    assert len(read_images(folder, manifest, "test", ["image-3"], 32)) == 1
 
 
 def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Whatever way images are named or packed, each is scored once, and DICOM files name nobody."""
 
 import io
+import json
 import re
 import tarfile
 import zipfile
@@ -61,6 +62,25 @@ def test_a_damaged_inner_archive_costs_its_rest_alone(tmp_path, outer, inner):
     assert found[-1][2] == b"last"
     assert found[-2][0] == inner
     assert "the rest of this archive in the archive" in str(found[-2][2])
+
+
+def test_an_archive_cut_short_in_an_archive_fails_the_run_which_scores_the_rest(tmp_path):
+    inner = packed(tmp_path, "a.tar", pictures(4))
+    images = pictures(2) | {"DOE.tar": inner[: len(inner) // 2], "ROE.tar": inner[:700]}
+    path = write_tar(tmp_path / "o.tar", images | {"z.png": encode(picture(9), "png")})
+    told = r"^o.tar: archives in it that are cut short or damaged: 2 \("
+    for _ in range(2):  # the second finds the folder finished
+        with pytest.raises(RunFailed, match=told) as caught:
+            score(config(tmp_path, path))
+        assert "OE" not in str(caught.value)
+    (archive,) = json.loads((tmp_path / "out/scores.json").read_bytes())["archives"]
+    found = rows(tmp_path / "out")
+    assert (archive["members"], archive["errors"]) == (len(found) - 2, 2)
+    assert sum(row["error"] is None for row in found) == len(found) - 2 >= 4
+    assert (found[-1]["member"], found[-1]["error"]) == ("z.png", None)
+    said = score(config(tmp_path, path, dry_run=True)).lines()
+    assert said[0].startswith(f"1 archives, {len(found)} inputs")
+    assert any("damaged: " in line and "cut short or damaged: 2" in line for line in said)
 
 
 def test_archives_nest_three_deep_and_no_further(tmp_path):

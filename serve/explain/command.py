@@ -200,7 +200,7 @@ def _subjects(config: ExplainConfig) -> tuple[Iterator[Subject], int]:
             raise UserError("no image named; name one or more image files, or --shards DIR")
         if config.scores is not None:
             keys = choose_scored(config.scores, where, config.limit)
-            return from_archives(config.images, keys), len(keys)
+            return from_archives(config.images, keys, config.scores), len(keys)
         if config.where:
             raise UserError("--where chooses among the images of --scores or --shards; name them")
         paths = config.images[: config.limit]

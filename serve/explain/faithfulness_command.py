@@ -250,6 +250,7 @@ def _summary(
         "format_version": FORMAT_VERSION,
         "run": config.run.resolve().name,
         "stage": ready.spec.stage,
+        "weights_sha256": ready.spec.weights_sha256,
         "dataset": config.shards.resolve().name,
         "split": config.split,
         "synthetic": ready.spec.synthetic,

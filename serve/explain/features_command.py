@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from shards.console import RunFailed, UserError, progress
 from shards.labels import YES
 from shards.reader import read_labels
 from shards.writer import write_atomic
+
+if TYPE_CHECKING:
+    from train.runs import ModelSpec
 
 FORMAT_VERSION = 1
 SEVERAL, NONE = "several labels", "no label"
@@ -86,12 +89,12 @@ def features(config: FeaturesConfig) -> Path:
             f"{_FEWEST} are needed: take another --split or a larger --per-class"
         )
     by_key = {keys[i]: int(classes[i]) for i in chosen}
-    stage, synthetic, trained, found = _gather(config, by_key)
+    spec, found = _gather(config, by_key)
     scaled = standardise(found.vectors)
     with progress("t-SNE, map", None):
         plane = tsne(scaled, config.seed)
         som = self_organising_map(scaled, found.classes, config.seed)
-    rows = _rows(found, trained, names, plane, som)
+    rows = _rows(found, spec.labels, names, plane, som)
     config.out.mkdir(parents=True, exist_ok=True)
     used = sorted(set(found.classes.tolist()))
     write_atomic(config.out / "features.csv", _csv(rows))
@@ -100,10 +103,11 @@ def features(config: FeaturesConfig) -> Path:
     content = {
         "format_version": FORMAT_VERSION,
         "run": config.run.resolve().name,
-        "stage": stage,
+        "stage": spec.stage,
+        "weights_sha256": spec.weights_sha256,
         "dataset": manifest.dataset,
         "split": config.split,
-        "synthetic": synthetic,
+        "synthetic": spec.synthetic,
         "dimensions": found.vectors.shape[1],
         "perplexity": min(PERPLEXITY, (len(rows) - 1) / 3),
         "epochs": EPOCHS,
@@ -125,10 +129,8 @@ def class_numbers(labels: np.ndarray) -> np.ndarray:
     return np.where(count == 1, present.argmax(1), np.where(count == 0, none, several))
 
 
-def _gather(
-    config: FeaturesConfig, by_key: dict[str, int]
-) -> tuple[str, bool, Sequence[str], _Gathered]:
-    """Stage, whether it is synthetic, the network's labels, and what it makes of the images."""
+def _gather(config: FeaturesConfig, by_key: dict[str, int]) -> "tuple[ModelSpec, _Gathered]":
+    """The network's papers, and what it makes of the images."""
     import torch
 
     from serve.explain.split import feature_vectors, split
@@ -152,7 +154,7 @@ def _gather(
         raise RunFailed(f"{len(failed)} samples of the shards do not decode; ingest again")
     classes = np.array([by_key[subject.key] for subject in subjects], np.int64)
     gathered = _Gathered(subjects, np.concatenate(vectors), np.concatenate(probabilities), classes)
-    return ready.spec.stage, ready.spec.synthetic, ready.spec.labels, gathered
+    return ready.spec, gathered
 
 
 def _rows(

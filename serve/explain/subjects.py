@@ -16,6 +16,7 @@ import numpy as np
 from serve.archives import Archive
 from serve.judged import calls
 from serve.predictions import join, read_label_table, read_predictions
+from serve.score_folder import ScoreFolder
 from serve.score_inputs import find_archives
 from serve.units import archive_chunks
 from shards.console import UserError, warn
@@ -102,16 +103,18 @@ def _key_of_file(path: Path) -> str:
         return f"dicom-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
-def from_archives(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[Subject]:
-    """The images of these keys in archives and folders, which are read as serve score reads them.
-    A warning counts the keys that none of them has. UserError when a path is missing."""
-    archives = find_archives(paths)
-    return _archived(archives, set(keys))
+def from_archives(paths: Sequence[Path], keys: Sequence[str], scores: Path) -> Iterator[Subject]:
+    """The images of these keys of the scores in archives and folders, which are read as serve score
+    read them. A warning counts the keys that none of them has. UserError when a path is missing."""
+    # A table does not say whether --keep-names was there.
+    keep_names = scores.is_dir() and bool(ScoreFolder(scores).request().get("keep_names"))
+    archives = find_archives(paths, keep_names=keep_names)
+    return _archived(archives, set(keys), keep_names)
 
 
-def _archived(archives: Sequence[Archive], wanted: set[str]) -> Iterator[Subject]:
+def _archived(archives: Sequence[Archive], wanted: set[str], keep_names: bool) -> Iterator[Subject]:
     for archive in archives:
-        for chunk in archive_chunks(archive, lambda unit: False, None):
+        for chunk in archive_chunks(archive, lambda unit: False, None, keep_names=keep_names):
             for one in chunk.inputs:
                 if one.key in wanted and isinstance(one.data, bytes):
                     wanted.remove(one.key)
@@ -165,11 +168,13 @@ def _samples(
 
 def choose_scored(scores: Path, where: Where, limit: int | None) -> list[str]:
     """The keys of a score file's rows that were called --where's label, at most `limit`, in the
-    order of the file. UserError when nothing is left, or when the truth would have to be known."""
+    order of the file; rows that lack a score are left out, as in evaluate. UserError when
+    nothing is left, or when the truth would have to be known."""
     if where.true is not None or where.error:
         raise UserError("--where true=... and error need the truth: name --shards")
     found = read_predictions(scores)
     chosen = np.array([error is None for error in found.errors], bool)
+    chosen &= ~np.isnan(found.probabilities).any(axis=1)
     if where.predicted is not None:
         exclusive = found.adds_up if found.exclusive is None else found.exclusive
         called = calls(found.probabilities, exclusive and len(found.labels) > 1)

@@ -122,6 +122,7 @@ def find_shortcuts(config: ShortcutsConfig) -> Shortcuts:
         source=source,
         words=in_words(redaction, word, borders, source),
         omitted=tuple(omitted),
+        weights_sha256=info.weights_sha256,
     )
     _write(config.out, found, truth, passes)
     for line in [*found.words, *(f"left out: {line}" for line in found.omitted)]:

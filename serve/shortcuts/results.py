@@ -111,6 +111,7 @@ class Shortcuts:
     source: SourceResult | None
     words: tuple[str, ...]
     omitted: tuple[str, ...]
+    weights_sha256: str = ""
     format_version: int = 1
 
 

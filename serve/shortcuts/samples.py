@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.codec import BadImage, decode_grey
+from serve.split_images import decode_stored
 from shards.console import RunFailed
 from shards.index import Component
 from shards.manifest import Manifest, check_shards, shard_path
@@ -59,14 +59,10 @@ def _listed(fd: int, path: Path, components: list[Component], manifest: Manifest
 
 
 def read_grey(sample: Listed) -> np.ndarray:
-    """The stored image, (H, W) uint8. RunFailed when it does not decode: shards hold only images
-    that were decoded once, so the shard is damaged."""
+    """The stored image, (H, W) uint8. RunFailed when it does not decode."""
     with sample.shard.open("rb") as file:
         data = read_component(file.fileno(), sample.image, sample.shard)
-    try:
-        return decode_grey(data)
-    except BadImage as error:
-        raise RunFailed(f"{sample.shard}: sample {sample.key}: {error}; ingest again") from error
+    return decode_stored(data, sample.shard, sample.key)
 
 
 def pick(samples: Sequence[Listed], most: int | None) -> list[Listed]:

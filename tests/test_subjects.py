@@ -1,0 +1,34 @@
+"""The rows of a score file are found again in the archives, whatever their keys were made of."""
+
+import pytest
+from test_archives import write_folder
+from test_score import config, rows
+from test_score_inputs import dicom
+
+from serve.explain.subjects import Where, choose_scored, from_archives
+from serve.score import score
+from shards.console import UserError
+
+
+@pytest.mark.parametrize("keep_names", [False, True])
+def test_scored_dicom_files_are_found_by_their_names_and_without(tmp_path, capsys, keep_names):
+    folder = write_folder(tmp_path / "f", {f"{i}.dcm": dicom(i) for i in range(3)})
+    score(config(tmp_path, folder, keep_names=keep_names))
+    keys = choose_scored(tmp_path / "out", Where(), None)
+    assert sorted(keys) == sorted(row["key"] for row in rows(tmp_path / "out"))
+    assert all(key.startswith("dicom-") != keep_names for key in keys)
+    found = {one.key: one.data for one in from_archives([folder], keys, tmp_path / "out")}
+    assert set(found) == set(keys)
+    assert set(found.values()) == {dicom(i) for i in range(3)}
+    assert "in none of these archives" not in capsys.readouterr().err
+
+
+def test_rows_that_lack_a_score_are_not_chosen(tmp_path):
+    """evaluate leaves them out too; the highest of the others is no call."""
+    path = tmp_path / "scores.csv"
+    path.write_text("key,A,B\nx,,1\ny,0,1\nz,,\n")
+    assert choose_scored(path, Where(predicted="B"), None) == ["y"]
+    assert choose_scored(path, Where(), None) == ["y"]
+    path.write_text("key,A,B\nx,,1\n")
+    with pytest.raises(UserError, match="no row of"):
+        choose_scored(path, Where(predicted="A"), None)
