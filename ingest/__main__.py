@@ -17,6 +17,7 @@ from ingest.command import RetryConfig, recall, remember
 from ingest.config import IngestConfig
 from ingest.estimate import estimate, print_estimate
 from ingest.merge import MergeConfig, merge
+from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.record import Source
 from ingest.remote import refuse_urls
 from ingest.resplit import ResplitConfig, resplit
@@ -25,6 +26,7 @@ from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources import SOURCES
 from ingest.synthetic import write_chestxray14, write_covid_radiography
+from ingest.tables import read_rows
 from shards import console
 from shards.manifest import Manifest
 from shards.remote import url_paths
@@ -142,6 +144,8 @@ def _retry(config: RetryConfig) -> None:
     folders = [folder for given in config.folders for folder in find_datasets(given.resolve())]
     failed = []
     for folder in folders:
+        if len(folders) > 1 and not read_rows(folder / QUARANTINE):
+            continue  # it may be a merged set, which no command made
         try:
             _retry_one(folder)
         except (console.UserError, console.RunFailed) as error:

@@ -43,17 +43,20 @@ def test_every_data_set_is_retried_that_can_be(
     tiny_raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     raw, out = tmp_path / "raw", tmp_path / "out"
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         shutil.copytree(tiny_raw / "covid-radiography/NORMAL", raw / name / "NORMAL")
         shutil.copytree(tiny_raw / "covid-radiography/COVID-19", raw / name / "COVID-19")
+        if name == "d":
+            (raw / "d/NORMAL/NORMAL (13).png").unlink()  # so that nothing is to be tried again
         command = ["folders", "--src", str(raw / name), "--name", name, "--out", str(out)]
         _parse([*command, "--workers", "1", "--no-progress"])()
     whole = (raw / "a/NORMAL/NORMAL (1).png").read_bytes()
     (out / ".ingest/a.json").unlink()
     (out / ".ingest/b.json").write_text("{}")
+    (out / ".ingest/d.json").unlink()
     (raw / "c/NORMAL/NORMAL (13).png").write_bytes(whole[:-1])  # still bad
     capsys.readouterr()
-    with pytest.raises(RunFailed, match=r"^2 of 3 data sets could not be .*out/a, .*out/b; the w"):
+    with pytest.raises(RunFailed, match=r"^2 of 4 data sets could not be .*out/a, .*out/b; the w"):
         _retry(RetryConfig((out,)))
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("warning: ")] == [
