@@ -130,8 +130,8 @@ def _ratios(ours: Rates, rates: dict[str, Rates]) -> dict[str, float]:
 
 def _peak_mb(raw: RawImages, folder: Path, times: int) -> float:
     """Of `python -m ingest chestxray14` on an archive that holds the images so many times."""
-    _write_archive(raw, folder, times)
-    arguments = ["chestxray14", "--src", str(folder), "--out", str(folder / "out")]
+    _write_archive(raw, folder / "raw", times)
+    arguments = ["chestxray14", "--src", str(folder / "raw"), "--out", str(folder / "out")]
     return round(peak_mb("ingest", [*arguments, "--on-duplicate", "keep", "--no-progress"]))
 
 
