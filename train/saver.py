@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from shards.console import RunFailed, UserError
+from train.agreed import agreed_checkpoint
 from train.checkpoint import (
     Checkpoint,
     Tensors,
-    latest_checkpoint,
     load_optim,
     optim_tensors,
     save_best,
@@ -43,8 +43,9 @@ class Saver:
     best_sha256: str = ""
 
     def latest(self) -> Checkpoint | None:
-        """What the run goes on from. UserError when it is of other settings or data."""
-        found = latest_checkpoint(self.folder)
+        """What the run goes on from, the same on all processes, which call it together. UserError
+        when it is of other settings or data."""
+        found = agreed_checkpoint(self.folder, self.world)
         if found is None:
             return None
         differing = differences(found.state["identity"], self.identity)
