@@ -93,6 +93,41 @@ def test_momentum_comes_back_in_the_parameters_memory_order(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+class CountsByGroup(torch.optim.Optimizer):
+    """As apex's FusedAdam: its steps are counted in the group, not in the state."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for p in group["params"]:
+                mean = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                mean.mul_(0.9).add_(p.grad, alpha=0.1)
+                p.sub_(mean / (1 - 0.9 ** group["step"]), alpha=group["lr"])
+
+
+def test_what_an_optimiser_counts_for_a_group_goes_on(tmp_path):
+    model, _ = make_network()
+    optim = CountsByGroup(model.parameters(), lr=0.1)
+    train_steps(model, optim, range(3))
+    save(tmp_path, model, optim, {})
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    again, _ = make_network()
+    again.load_state_dict(saved.weights)
+    fresh = CountsByGroup(again.parameters(), lr=0.05)
+    load_optim(fresh, saved.optim)
+    (group,) = fresh.param_groups
+    assert (group["step"], type(group["step"]), group["lr"]) == (3, int, 0.05)
+    group["lr"] = 0.1
+    train_steps(model, optim, range(3, 6))
+    train_steps(again, fresh, range(3, 6))
+    assert same_state(model, again)
+
+
 def test_a_fresh_optimiser_has_nothing_to_save(tmp_path):
     model, optim = make_network()
     save(tmp_path, model, optim, {"step": 0})

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shards.console import RunFailed, warn
 
 Tensors = dict[str, Tensor]
+_COUNTERS, _GROUP = {"step"}, "group-"  # the rest of a group are settings, which the phase gives
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
@@ -44,29 +45,39 @@ class Checkpoint:
 
 
 def optim_tensors(optim: torch.optim.Optimizer) -> Tensors:
-    """An optimiser's state as named tensors: '<parameter position>.<name>'."""
-    state = optim.state_dict()["state"]
-    return {
+    """An optimiser's state as named tensors: '<parameter position>.<name>', and what it counts for
+    a group of parameters, as apex's FusedAdam its steps: 'group-<position>.<name>'."""
+    saved = optim.state_dict()
+    tensors = {
         f"{position}.{name}": value.detach().cpu().contiguous()
-        for position, values in state.items()
+        for position, values in saved["state"].items()
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
+    for position, group in enumerate(saved["param_groups"]):
+        for name in _COUNTERS & group.keys():
+            tensors[f"{_GROUP}{position}.{name}"] = torch.as_tensor(group[name]).cpu().clone()
+    return tensors
 
 
 def load_optim(optim: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Inverse of optim_tensors, for an optimiser built anew from the same phase."""
     parameters = [p for group in optim.param_groups for p in group["params"]]
+    groups = optim.state_dict()["param_groups"]
     state: dict[int, Tensors] = {}
     for full_name, value in tensors.items():
         position, name = full_name.split(".", 1)
+        if position.startswith(_GROUP):
+            group = groups[int(position.removeprefix(_GROUP))]
+            group[name] = value.to(parameters[0].device) if value.ndim else value.item()
+            continue
         parameter = parameters[int(position)]
         if value.shape == parameter.shape:
             # Fused optimisers walk parameter and state through memory side by side: a state that
             # is not channels_last where its parameter is would silently meet other weights.
             value = torch.empty_like(parameter).copy_(value)
         state.setdefault(int(position), {})[name] = value
-    optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
+    optim.load_state_dict({"state": state, "param_groups": groups})
 
 
 def weights_of(model: nn.Module) -> Tensors:
