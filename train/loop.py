@@ -219,8 +219,7 @@ class Trainer:
         """Go back to the phase's best weights, which the next phase begins with, and test them."""
         self.world.barrier()  # the first rank may still be writing them
         load_best(self.saver.best(self.at), self.model)
-        with self.stop.at_once():
-            test = self._validate(stage, self.model, "test")
+        test = self._validate(stage, self.model, "test")
         if self.world.is_first:
             path = best_path(self.folder, stage.name, self.at.phase)
             save_best(path.parent, path.name, self.model)
@@ -251,6 +250,7 @@ class Trainer:
             precision=self.precision,
             micro_batch=self.micro_batch.now,
             loss=self.loss,
+            leave=partial(self.stop.together, self.world),
         )
 
     def _spec(self, stage: Stage) -> ModelSpec:
