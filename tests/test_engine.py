@@ -412,9 +412,31 @@ def test_one_of_many_processes_records_the_smaller_size_and_ends(tmp_path, capsy
         size.halve(64, alone=False)
     assert MicroBatch(tmp_path, 64, auto=True).now == 32
     assert MicroBatch(tmp_path, 48, auto=True).now == 48  # mended settings begin anew
-    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
-    assert is_out_of_memory(cpu)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate ...",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_runs_out_is_known_by_its_message(message):
+    assert is_out_of_memory(RuntimeError(message))
+    assert is_out_of_memory(torch.AcceleratorError(message))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_no_room_for_the_optimisers_state_says_what_makes_some(tiny_shards, tmp_path, monkeypatch):
+    def lacking(self: Stepper) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 77.00 MiB")
+
+    monkeypatch.setattr(Stepper, "update", lacking)
+    config = replace(CONFIG, auto_micro_batch=True)
+    with pytest.raises(RunFailed, match=r"for the optimiser's state .*--input.store host, or in"):
+        trained(tiny_shards, tmp_path / "run", config)
 
 
 def test_a_checkpoint_has_the_joules_of_all_processes(tmp_path, monkeypatch):

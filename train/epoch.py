@@ -16,7 +16,7 @@ from train.checkpoint import Tensors
 from train.config import Stage
 from train.dist import is_lost_peer, unwrap
 from train.log import MetricsLog
-from train.memory_limit import MicroBatch, is_out_of_memory
+from train.memory_limit import MicroBatch, is_out_of_memory, without_room_for_optim
 from train.metrics import Metrics
 from train.monitor import Monitor
 from train.optim import set_lr, set_mode
@@ -82,7 +82,7 @@ class PhaseRun:
         loss, known, copies = self._accumulate(batch, epoch)
         keys = [self.stepper.store.keys[i] for i in samples_of(batch)]
         loss_sum, stop = self._agree(loss, keys)
-        self.stepper.update()
+        self._update()
         self.durations.append(time.monotonic() - began)
         at.step = step + 1
         at.loss_sum += loss_sum
@@ -112,6 +112,14 @@ class PhaseRun:
         self.stepper = replace(self.stepper, micro_batch=smaller)
         self.stepper.expect(self.batches[self.at.step :])  # what was made ready is taken already
         return self._accumulate(batch, epoch)
+
+    def _update(self) -> None:
+        try:
+            self.stepper.update()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise without_room_for_optim(error) from error
+            raise
 
     def _leave(self) -> AbstractContextManager[None]:
         """Of a step, what all ranks leave together. Not where batch norm makes an exchange of every
