@@ -345,6 +345,15 @@ def test_a_resumed_epochs_line_is_of_the_whole_epoch(
     assert line["img_s"] < line["copies"] / before["step_seconds"]
 
 
+def test_a_line_has_auroc_and_f1_of_each_label(undisturbed):
+    for line in read_metrics(undisturbed):
+        for measure in ("val_auroc", "val_f1"):
+            by_label = line[f"{measure}_by_label"]
+            assert list(by_label) == ["Normal", "Viral Pneumonia", "COVID-19"]
+            known = [value for value in by_label.values() if value is not None]
+            assert np.mean(known) == pytest.approx(line[measure])
+
+
 def test_bf16_has_the_loss_curve_of_fp32(tiny_shards, tmp_path, monkeypatch):
     """Within 3 % at each epoch: a bf16 product has 8 bits, the sums are in fp32. Without dropout,
     which draws other numbers in bf16, and with enough pixels for batch norm to be no noise: over

@@ -32,7 +32,8 @@ Validate = Callable[[nn.Module, str], Metrics]  # (network, split); all ranks ca
 
 @dataclass
 class PhaseRun:
-    """A phase being trained. order: (epoch) -> its samples or copies, of all ranks."""
+    """A phase being trained. order: (epoch) -> its samples or copies, of all ranks; labels: of the
+    network's outputs."""
 
     stage: Stage
     phase: Phase
@@ -42,6 +43,7 @@ class PhaseRun:
     micro_batch: MicroBatch
     validate: Validate
     order: Callable[[int], np.ndarray]
+    labels: tuple[str, ...]
     clock: "Clock"
     log: MetricsLog | None
     durations: list[float] = field(default_factory=list)
@@ -186,6 +188,8 @@ class PhaseRun:
             "val_accuracy": val.accuracy,
             "val_auroc": val.auroc_mean,
             "val_f1": val.f1_mean,
+            "val_auroc_by_label": dict(zip(self.labels, val.auroc, strict=True)),
+            "val_f1_by_label": dict(zip(self.labels, val.f1, strict=True)),
             "lr": lr,
             "seconds": at.seconds,
             "step_s": median(self.durations) if self.durations else None,

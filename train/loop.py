@@ -181,6 +181,7 @@ class Trainer:
             micro_batch=self.micro_batch,
             validate=partial(self._validate, stage),
             order=partial(self._order, stage, stepper),
+            labels=self.vocabularies[self.at.stage].names,
             clock=Clock(self.monitor),
             log=self.log,
         )
