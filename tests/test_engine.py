@@ -326,6 +326,32 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(tiny_shards, tmp_path
     trained(tiny_shards, folder, elsewhere)
 
 
+def starts(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+
+
+def test_each_start_tells_what_it_took_for_auto(tiny_shards, tmp_path, monkeypatch, capsys):
+    folder, config = tmp_path / "run", replace(CONFIG, precision="auto")
+    monkeypatch.setattr("train.precision.best_precision", lambda device: "bf16")
+    with monkeypatch.context() as patch:
+        Meddler(patch, 9, terminate)
+        with pytest.raises(Interrupted):
+            trained(tiny_shards, folder, config)
+    assert "this run was trained in" not in capsys.readouterr().err
+    monkeypatch.setattr("train.precision.best_precision", lambda device: "fp32")
+    trained(tiny_shards, folder, config)
+    error = capsys.readouterr().err
+    assert "warning: this run was trained in bf16 so far and goes on in fp32" in error
+    names = ("stage", "device", "precision", "micro_batch", "store", "backend")
+    assert [tuple(line[name] for name in names) for line in starts(folder)] == [
+        ("covid", "cpu", precision, 64, "host", "torch") for precision in ("bf16", "fp32")
+    ]
+    for line in starts(folder):
+        assert line["threads"] >= 1
+        assert len(line["gpu_names"]) == line["environment"]["gpus"]
+        assert line["environment"]["processes"] == 1
+
+
 def test_a_resumed_epochs_line_is_of_the_whole_epoch(
     undisturbed, tiny_shards, tmp_path, monkeypatch
 ):

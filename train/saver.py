@@ -93,6 +93,7 @@ class Saver:
                     "position": at.to_json(),
                     "scaler": stepper.precision.scaler.state_dict(),
                     "identity": self.identity,
+                    "precision": stepper.precision.name,
                 },
                 ema=weights_of(stepper.ema.model) if stepper.ema else {},
                 buffers=buffers,
