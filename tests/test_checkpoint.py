@@ -1,6 +1,11 @@
 """train.checkpoint: what is written comes back exactly, and a damaged one is passed over."""
 
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -8,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from shards.console import RunFailed
+from train.agreed import agreed_checkpoint
 from train.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -17,6 +23,7 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
+from train.dist import World
 
 
 def make_network() -> tuple[nn.Sequential, torch.optim.SGD]:
@@ -84,6 +91,41 @@ def test_momentum_comes_back_in_the_parameters_memory_order(tmp_path):
     before, after = optim_tensors(optim), optim_tensors(fresh)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+class CountsByGroup(torch.optim.Optimizer):
+    """As apex's FusedAdam: its steps are counted in the group, not in the state."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for p in group["params"]:
+                mean = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                mean.mul_(0.9).add_(p.grad, alpha=0.1)
+                p.sub_(mean / (1 - 0.9 ** group["step"]), alpha=group["lr"])
+
+
+def test_what_an_optimiser_counts_for_a_group_goes_on(tmp_path):
+    model, _ = make_network()
+    optim = CountsByGroup(model.parameters(), lr=0.1)
+    train_steps(model, optim, range(3))
+    save(tmp_path, model, optim, {})
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    again, _ = make_network()
+    again.load_state_dict(saved.weights)
+    fresh = CountsByGroup(again.parameters(), lr=0.05)
+    load_optim(fresh, saved.optim)
+    (group,) = fresh.param_groups
+    assert (group["step"], type(group["step"]), group["lr"]) == (3, int, 0.05)
+    group["lr"] = 0.1
+    train_steps(model, optim, range(3, 6))
+    train_steps(again, fresh, range(3, 6))
+    assert same_state(model, again)
 
 
 def test_a_fresh_optimiser_has_nothing_to_save(tmp_path):
@@ -171,10 +213,75 @@ def test_each_checkpoint_has_the_best_weights_of_its_own_past(tmp_path, capsys):
 def test_none_is_left(folder, capsys):
     for state in folder.glob("*/state.json"):
         state.write_text("{")
-    with pytest.raises(RunFailed, match="no checkpoint in"):
-        latest_checkpoint(folder)
-    assert len(capsys.readouterr().err.splitlines()) == 2
-    assert latest_checkpoint(folder / "nothing") is None
+    assert latest_checkpoint(folder) is None
+    with pytest.raises(RunFailed, match=r"no checkpoint in .* can be read; delete the run to"):
+        agreed_checkpoint(folder, World("cpu"))
+    assert agreed_checkpoint(folder / "nothing", World("cpu")) is None
+
+
+class Ranks:
+    """Threads as the ranks of a world: what each gives to gather comes back to all."""
+
+    def __init__(self, monkeypatch, size: int) -> None:
+        self._rows: dict[int, list[int]] = {}
+        self._size, self._barrier = size, Barrier(size, timeout=20)
+        monkeypatch.setattr("train.agreed.gather", self._gather)
+
+    def _gather(self, values: list[int], rank: int) -> list[list[int]]:
+        self._rows[rank] = values
+        self._barrier.wait()
+        rows = [self._rows[number] for number in range(self._size)]
+        self._barrier.wait()
+        return rows
+
+    def agreed(self, folders: list[Path]) -> list[object]:
+        """What each rank, which sees its folder, goes on from: a step, None, or its error."""
+        with ThreadPoolExecutor(self._size) as pool:
+            jobs = [pool.submit(agreed_checkpoint, folder, n) for n, folder in enumerate(folders)]
+        errors = [job.exception() for job in jobs]
+        return [
+            str(error) if error else getattr(job.result(), "state", {}).get("step")
+            for job, error in zip(jobs, errors)
+        ]
+
+
+@pytest.fixture
+def views(folder, tmp_path, monkeypatch) -> Callable[..., list[object]]:
+    """Rank 0 sees the checkpoints of steps 2 and 3, and ranks 1 and 2 what `change` makes of it."""
+
+    def agreed(change: Callable[[Path], object]) -> list[object]:
+        shutil.copytree(folder, tmp_path / "other")
+        change(tmp_path / "other")
+        return Ranks(monkeypatch, 3).agreed([folder, tmp_path / "other", folder])
+
+    return agreed
+
+
+def resave(folder: Path) -> None:
+    """Another checkpoint of the same number."""
+    shutil.rmtree(folder / "000004")
+    model, optim = make_network()
+    save(folder, model, optim, {"step": 9})
+
+
+def test_all_ranks_take_the_newest_that_all_can_read(views, folder):
+    assert views(lambda other: (other / "000004" / "optim.safetensors").unlink()) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "rank 1 finds none, rank 0 reads 000004; give all machines the same"),
+        (
+            lambda other: [path.unlink() for path in other.glob("*/state.json")],
+            "rank 1 finds none that it can read, rank 0 reads 000004",
+        ),
+        (resave, "checkpoint 000004 in .* is not the same for rank 1 as for"),
+    ],
+)
+def test_ranks_that_see_other_checkpoints_end_together(views, change, message):
+    errors = views(change)
+    assert all(re.search(message, str(error)) for error in errors), errors
 
 
 @pytest.mark.parametrize("content", ["5", "null", '"text"', "[]"])

@@ -118,6 +118,10 @@ def test_what_cannot_be_compared_is_named(tmp_path, runs):
         compare(CompareCommand((tmp_path,)))
     with pytest.raises(UserError, match="takes at least one run folder"):
         compare(CompareCommand(()))
+    for name in ("figure.foo", "figure", "folder.png"):
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=rf"--out .*{name}: .* ends in one of \.png, \.svg"):
+            compare(CompareCommand(runs, tmp_path / name))
     with pytest.raises(UserError, match="no phase of stage nope is finished in"):
         compare(CompareCommand(runs, stage="nope"))
     fresh = make_run(tmp_path / "fresh", "network-a", ())

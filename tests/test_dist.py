@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+import train.dist
 from shards.console import RunFailed, UserError
 from shards.order import rank_slice
 from train.augment import EIGHT, Augment, Expansion
-from train.dist import World, choose_device
+from train.dist import World, choose_device, name_start
 from train.expand import Expander
 from train.precision import Precision
 from train.step import Stepper
@@ -189,6 +191,38 @@ def start(rank: int, port: int, restart: int, late_s: float) -> None:
     world = World("cpu")
     assert world.sum([1.0]) == [2.0]
     world.close()
+
+
+def start_counted(rank: int, port: int) -> None:
+    train.dist.TIMEOUT = timedelta(seconds=30)
+    start(rank, port, 1 - rank, 0.0)
+
+
+def test_nodes_that_count_their_restarts_differently_meet():
+    """A revived rank's node has counted a restart, the other has not."""
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    mp.spawn(start_counted, args=(agent.port,), nprocs=2)
+
+
+def client(port: int) -> dist.Store:
+    return dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=5))
+
+
+def test_what_a_dead_start_has_left_names_no_other(monkeypatch):
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr("train.dist.TIMEOUT", timedelta(seconds=0.3))
+    with pytest.raises(RuntimeError):  # this rank dies without an answer
+        name_start(client(agent.port), 1, 3)
+    with pytest.raises(RuntimeError, match="rank 1, 2 did not come"):
+        name_start(client(agent.port), 0, 3)
+    monkeypatch.setattr("train.dist.TIMEOUT", timedelta(seconds=5))
+    names = []
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(2):
+            ranks = [pool.submit(name_start, client(agent.port), rank, 3) for rank in (2, 1, 0)]
+            names.append({future.result() for future in ranks})
+    assert [len(name) for name in names] == [1, 1]
+    assert names[0] != names[1]
 
 
 @pytest.mark.soak

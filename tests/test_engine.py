@@ -326,6 +326,32 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(tiny_shards, tmp_path
     trained(tiny_shards, folder, elsewhere)
 
 
+def starts(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+
+
+def test_each_start_tells_what_it_took_for_auto(tiny_shards, tmp_path, monkeypatch, capsys):
+    folder, config = tmp_path / "run", replace(CONFIG, precision="auto")
+    monkeypatch.setattr("train.precision.best_precision", lambda device: "bf16")
+    with monkeypatch.context() as patch:
+        Meddler(patch, 9, terminate)
+        with pytest.raises(Interrupted):
+            trained(tiny_shards, folder, config)
+    assert "this run was trained in" not in capsys.readouterr().err
+    monkeypatch.setattr("train.precision.best_precision", lambda device: "fp32")
+    trained(tiny_shards, folder, config)
+    error = capsys.readouterr().err
+    assert "warning: this run was trained in bf16 so far and goes on in fp32" in error
+    names = ("stage", "device", "precision", "micro_batch", "store", "backend")
+    assert [tuple(line[name] for name in names) for line in starts(folder)] == [
+        ("covid", "cpu", precision, 64, "host", "torch") for precision in ("bf16", "fp32")
+    ]
+    for line in starts(folder):
+        assert line["threads"] >= 1
+        assert len(line["gpu_names"]) == line["environment"]["gpus"]
+        assert line["environment"]["processes"] == 1
+
+
 def test_a_resumed_epochs_line_is_of_the_whole_epoch(
     undisturbed, tiny_shards, tmp_path, monkeypatch
 ):
@@ -343,6 +369,15 @@ def test_a_resumed_epochs_line_is_of_the_whole_epoch(
     assert line["copies"] == read_metrics(undisturbed)[1]["copies"] == 24
     assert line["seconds"] > before["seconds"]
     assert line["img_s"] < line["copies"] / before["step_seconds"]
+
+
+def test_a_line_has_auroc_and_f1_of_each_label(undisturbed):
+    for line in read_metrics(undisturbed):
+        for measure in ("val_auroc", "val_f1"):
+            by_label = line[f"{measure}_by_label"]
+            assert list(by_label) == ["Normal", "Viral Pneumonia", "COVID-19"]
+            known = [value for value in by_label.values() if value is not None]
+            assert np.mean(known) == pytest.approx(line[measure])
 
 
 def test_bf16_has_the_loss_curve_of_fp32(tiny_shards, tmp_path, monkeypatch):
@@ -412,9 +447,31 @@ def test_one_of_many_processes_records_the_smaller_size_and_ends(tmp_path, capsy
         size.halve(64, alone=False)
     assert MicroBatch(tmp_path, 64, auto=True).now == 32
     assert MicroBatch(tmp_path, 48, auto=True).now == 48  # mended settings begin anew
-    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
-    assert is_out_of_memory(cpu)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate ...",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_runs_out_is_known_by_its_message(message):
+    assert is_out_of_memory(RuntimeError(message))
+    assert is_out_of_memory(torch.AcceleratorError(message))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_no_room_for_the_optimisers_state_says_what_makes_some(tiny_shards, tmp_path, monkeypatch):
+    def lacking(self: Stepper) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 77.00 MiB")
+
+    monkeypatch.setattr(Stepper, "update", lacking)
+    config = replace(CONFIG, auto_micro_batch=True)
+    with pytest.raises(RunFailed, match=r"for the optimiser's state .*--input.store host, or in"):
+        trained(tiny_shards, tmp_path / "run", config)
 
 
 def test_a_checkpoint_has_the_joules_of_all_processes(tmp_path, monkeypatch):

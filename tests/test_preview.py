@@ -33,16 +33,16 @@ EVERYTHING = Augment(
 
 def test_a_sheet_of_every_stage(tiny_shards, tmp_path, capsys):
     out = tmp_path / "sheet.png"
-    preview(PreviewCommand(tiny_shards, out, recipe("demo"), stage="covid"))
+    preview(PreviewCommand(tiny_shards, recipe("demo"), out, stage="covid"))
     assert "3 classes" in capsys.readouterr().out
     sheet = Image.open(out)
     sheet.load()
     assert sheet.width == 12 * 156 + 6  # 72 copies: 6 rows of 12
     # a title and 8, 8 and 72 copies, with three lines of text under each
     assert sheet.height == 3 * 30 + (1 + 1 + 6) * (150 + 3 * 13 + 6)
-    preview(PreviewCommand(tiny_shards, out, recipe("demo"), stage="covid"))
+    preview(PreviewCommand(tiny_shards, recipe("demo"), out, stage="covid"))
     assert Image.open(out).tobytes() == sheet.tobytes()
-    preview(PreviewCommand(tiny_shards, out, recipe("demo")))
+    preview(PreviewCommand(tiny_shards, recipe("demo"), out))
     assert Image.open(out).height > sheet.height
 
 
@@ -82,7 +82,7 @@ def test_every_kind_of_change_has_its_words():
 )
 def test_wrong_requests_are_refused(changes, message, tiny_shards, tmp_path):
     paths = {name: tmp_path / changes[name] for name in ("out", "shards") if name in changes}
-    command = PreviewCommand(tiny_shards, tmp_path / "sheet.png", recipe("demo"), stage="covid")
+    command = PreviewCommand(tiny_shards, recipe("demo"), tmp_path / "sheet.png", stage="covid")
     with pytest.raises(UserError, match=message):
         preview(replace(command, **(changes | paths)))
 
@@ -92,7 +92,7 @@ def test_a_stage_without_any_image_of_a_class_is_refused(tiny_shards, tmp_path):
     stage: Stage = replace(config.stages[0], labels=("Hernia",))
     config = replace(config, stages=(stage,))
     with pytest.raises(UserError, match="no class has a training image"):
-        preview(PreviewCommand(tiny_shards, tmp_path / "sheet.png", config))
+        preview(PreviewCommand(tiny_shards, config, tmp_path / "sheet.png"))
 
 
 def test_the_command_line(tiny_shards, tmp_path, monkeypatch, capsys):
@@ -101,6 +101,11 @@ def test_the_command_line(tiny_shards, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train", *words, "--size", "32"])
     main()
     assert out.is_file()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "preview", "demo", "--shards", str(tiny_shards)])
+    main()
+    assert Image.open("preview.png").height > 100
+    assert f"{tmp_path / 'preview.png'}: " in capsys.readouterr().out
     for wrong, message in (
         (["preview"], "preview takes one recipe first; there are: demo, "),
         ([*words, "--nope", "1"], "no setting --nope in recipe demo; .* --shards, --out, "),

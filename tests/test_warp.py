@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -351,6 +352,32 @@ def test_a_gpu_without_the_kernel_says_so_and_goes_on(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("the fused GPU warp cannot be built") == 1
     fused_warp.cache_clear()
+
+
+class FakeTritonError(Exception):
+    """As triton.errors.TritonError, of which PTXASError, CompilationError, OutOfResources are."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        type("PTXASError", (FakeTritonError,), {})("PTXAS error: no such\n`ptxas`"),
+        AssertionError("libcuda.so cannot found!\nPossible files are located at []."),
+    ],
+)
+def test_what_triton_raises_where_it_cannot_build_is_said(monkeypatch, capsys, error):
+    def probe(device: torch.device) -> None:
+        raise error
+
+    errors = SimpleNamespace(TritonError=FakeTritonError)
+    kernels = SimpleNamespace(probe=probe, warp_fused=None)
+    monkeypatch.setitem(sys.modules, "triton.errors", errors)
+    monkeypatch.setitem(sys.modules, "train.warp_triton", kernels)
+    fused_warp.cache_clear()
+    assert fused_warp() is None
+    fused_warp.cache_clear()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert " ".join(str(error).split()) in line
 
 
 @pytest.mark.gpu

@@ -3,8 +3,10 @@
 Run: python tests/tiny_training.py SHARDS RUN [SECONDS A STEP TAKES AT LEAST]: one rank of it
      python tests/tiny_training.py kills SHARDS FOLDER: FOLDER/whole; FOLDER/cut: killed 10 times
      python tests/tiny_training.py averages SHARDS FOLDER: two ranks, FOLDER/cut stopped twice
+     python tests/tiny_training.py moments SHARDS FOLDER: FOLDER/cut: signals at different moments
 """
 
+import json
 import os
 import random
 import shutil
@@ -12,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +24,8 @@ import torchvision
 from shards.console import run as run_main
 from train import loop as train_loop
 from train.__main__ import TrainCommand, train
-from train.augment import Augment
-from train.config import KeptNeuron, Stage, TrainConfig
+from train.augment import EIGHT, Augment
+from train.config import KeptNeuron, LabelExpansion, Stage, TrainConfig
 from train.phases import Phase
 from train.step import Stepper
 from train.weights import StartConfig
@@ -122,20 +125,38 @@ def stop_at(calls: int) -> None:
     setattr(owner, name, stopping)
 
 
-def two_ranks(shards: Path, run: Path, stop: int = 0) -> list[int | None]:
+def signal_at(passes: dict[int, tuple[int, int]]) -> None:
+    """{rank: (signal, in which forward pass it meets the process)}."""
+    made, forward = [], torchvision.models.DenseNet.forward
+    number, at = passes.get(int(os.environ["RANK"]), (0, 0))
+
+    def meddled(net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        if len(made) == at:
+            os.kill(os.getpid(), number)
+        return forward(net, images)
+
+    torchvision.models.DenseNet.forward = meddled
+
+
+def two_ranks(
+    shards: Path,
+    run: Path,
+    meddle: Callable[[], None] = lambda: None,
+    config: TrainConfig = CONFIG,
+) -> list[int | None]:
     """Both ranks' exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config, pids = replace(CONFIG, ema_decay=0.9), []
+    config, pids = replace(config, ema_decay=0.9), []
     for rank in range(2):
         pids.append(os.fork())
         if pids[-1] == 0:
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
             world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({key: str(value) for key, value in world.items()})
-            if stop:
-                stop_at(stop)
+            meddle()
             run_main(lambda: one_rank(shards, run, config))
             os._exit(0)
     return [wait(pid, 100) for pid in pids]
@@ -145,9 +166,31 @@ def averages(shards: Path, folder: Path) -> None:
     """The weights' average has batch norm statistics too, and each rank its own until an epoch's
     end: stopped in an epoch (the 7th step is the second phase's third) and in a validation."""
     assert two_ranks(shards, folder / "whole") == [0, 0]
-    assert two_ranks(shards, folder / "cut", 7) == [0, 0]
-    assert two_ranks(shards, folder / "cut", -2) == [0, 0]
+    assert two_ranks(shards, folder / "cut", lambda: stop_at(7)) == [0, 0]
+    assert two_ranks(shards, folder / "cut", lambda: stop_at(-2)) == [0, 0]
     assert two_ranks(shards, folder / "cut") == [0, 0]
+
+
+def moments(shards: Path, folder: Path) -> None:
+    """An epoch is 4 steps of 3 parts for each rank, and of validation 2 for rank 1: 14 passes. What
+    the checkpoint stands at after each stop is printed."""
+    labels = ("Normal", "Viral Pneumonia", "COVID-19")
+    expansions = tuple(LabelExpansion(label, EIGHT) for label in labels)
+    stage = replace(COVID, phases=(Phase("all", 2, "all", 0.02),), expansions=expansions)
+    config, run = replace(CONFIG, stages=(stage,), micro_batch=8), folder / "cut"
+    term, kill = signal.SIGTERM, signal.SIGKILL
+    assert two_ranks(shards, folder / "whole", config=config) == [0, 0]
+    for passes, ends in (
+        ({1: (term, 8), 0: (term, 7)}, [0, 0]),  # both within the third step
+        ({1: (term, 1)}, [0, 0]),  # one alone, in the first part of its first step
+        ({1: (term, 7)}, [0, 0]),  # one alone, in the validation
+        ({1: (kill, 15)}, [1, -kill]),  # in the second epoch's validation, after the first one's
+    ):
+        assert two_ranks(shards, run, lambda passes=passes: signal_at(passes), config) == ends
+        path = sorted((run / "checkpoints").glob("[0-9]*/state.json"))[-1]
+        position = json.loads(path.read_bytes())["position"]
+        print("at", position["lines"], position["step"])
+    assert two_ranks(shards, run, config=config) == [0, 0]
 
 
 if __name__ == "__main__":
@@ -155,6 +198,8 @@ if __name__ == "__main__":
         kills(Path(sys.argv[2]), Path(sys.argv[3]))
     elif sys.argv[1] == "averages":
         averages(Path(sys.argv[2]), Path(sys.argv[3]))
+    elif sys.argv[1] == "moments":
+        moments(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         slow_down(float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
         run_main(lambda: one_rank(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -31,7 +31,7 @@ from train.stop import Interrupted
 USAGE = """usage: python -m train RECIPE --shards DIR --run DIR [--SETTING VALUE ...]
        python -m train list           the recipes: source, data, cost, the result to expect
        python -m train show RECIPE    all settings of a recipe
-       python -m train preview RECIPE --shards DIR --out FILE.png  a class's copies, as a picture
+       python -m train preview RECIPE --shards DIR [--out FILE.png]  a class's copies, as a picture
        python -m train compare RUN ...  a table and a plot of their test results by phase
        python -m train RECIPE --help  what each setting means
 

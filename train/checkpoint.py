@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shards.console import RunFailed, warn
 
 Tensors = dict[str, Tensor]
+_COUNTERS, _GROUP = {"step"}, "group-"  # the rest of a group are settings, which the phase gives
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
@@ -29,6 +30,7 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorE
 class Checkpoint:
     """weights, optim, ema, buffers: tensors by name; state: what JSON holds. best_file,
     best_sha256: of the phase's best weights, in the checkpoints' folder; "" before there are any.
+    number, check: of one that was read, and the hash of its state, in which all files' hashes are.
     """
 
     weights: Tensors
@@ -38,32 +40,44 @@ class Checkpoint:
     buffers: Tensors = field(default_factory=dict)
     best_file: str = ""
     best_sha256: str = ""
+    number: int = 0
+    check: str = ""
 
 
 def optim_tensors(optim: torch.optim.Optimizer) -> Tensors:
-    """An optimiser's state as named tensors: '<parameter position>.<name>'."""
-    state = optim.state_dict()["state"]
-    return {
+    """An optimiser's state as named tensors: '<parameter position>.<name>', and what it counts for
+    a group of parameters, as apex's FusedAdam its steps: 'group-<position>.<name>'."""
+    saved = optim.state_dict()
+    tensors = {
         f"{position}.{name}": value.detach().cpu().contiguous()
-        for position, values in state.items()
+        for position, values in saved["state"].items()
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
+    for position, group in enumerate(saved["param_groups"]):
+        for name in _COUNTERS & group.keys():
+            tensors[f"{_GROUP}{position}.{name}"] = torch.as_tensor(group[name]).cpu().clone()
+    return tensors
 
 
 def load_optim(optim: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Inverse of optim_tensors, for an optimiser built anew from the same phase."""
     parameters = [p for group in optim.param_groups for p in group["params"]]
+    groups = optim.state_dict()["param_groups"]
     state: dict[int, Tensors] = {}
     for full_name, value in tensors.items():
         position, name = full_name.split(".", 1)
+        if position.startswith(_GROUP):
+            group = groups[int(position.removeprefix(_GROUP))]
+            group[name] = value.to(parameters[0].device) if value.ndim else value.item()
+            continue
         parameter = parameters[int(position)]
         if value.shape == parameter.shape:
             # Fused optimisers walk parameter and state through memory side by side: a state that
             # is not channels_last where its parameter is would silently meet other weights.
             value = torch.empty_like(parameter).copy_(value)
         state.setdefault(int(position), {})[name] = value
-    optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
+    optim.load_state_dict({"state": state, "param_groups": groups})
 
 
 def weights_of(model: nn.Module) -> Tensors:
@@ -75,7 +89,7 @@ def save_checkpoint(folder: Path, content: Checkpoint, keep: int) -> None:
     """Write the next numbered checkpoint; remove all but the last `keep`, and the best weights of
     which none of those speaks."""
     temporary = _fresh(folder)
-    number = max(_numbers(folder), default=0) + 1
+    number = max(numbers_of(folder), default=0) + 1
     for name, tensors in (("model", content.weights), ("optim", content.optim)):
         _save(tensors, temporary / f"{name}.safetensors")
     for name, tensors in (("ema", content.ema), ("buffers", content.buffers)):
@@ -126,26 +140,24 @@ def _save(tensors: Tensors, path: Path) -> None:
         ) from error
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; a damaged one is named and passed over.
-
-    None where there is none at all; RunFailed where all are damaged.
-    """
-    numbers = _numbers(folder)
-    for number in reversed(numbers):
+def latest_checkpoint(folder: Path, last: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint that can be read, up to number `last`; a damaged one is named and
+    passed over. None where there is none."""
+    for number in reversed(numbers_of(folder)):
         path = folder / f"{number:06d}"
+        if last is not None and number > last:
+            continue
         try:
             return _read(path)
         except _DAMAGE as error:
             warn(f"checkpoint {path} is damaged ({error}); taking the one before it")
-    if numbers:
-        raise RunFailed(f"no checkpoint in {folder} can be read; delete the run to start again")
     return None
 
 
 def _read(path: Path) -> Checkpoint:
     state = json.loads((path / "state.json").read_bytes())
-    if state.pop("check") != _check(state):
+    check = state.pop("check")
+    if check != _check(state):
         raise ValueError("state.json is not as it was written")
     hashes, best, best_sha256 = (state.pop(k) for k in ("sha256", "best_file", "best_sha256"))
     for name, digest in hashes.items():
@@ -164,6 +176,8 @@ def _read(path: Path) -> Checkpoint:
         buffers=tensors("buffers.safetensors"),
         best_file=best,
         best_sha256=best_sha256,
+        number=int(path.name),
+        check=check,
     )
 
 
@@ -173,10 +187,10 @@ def _compare(path: Path, digest: str) -> None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    for old in _numbers(folder)[:-keep]:
+    for old in numbers_of(folder)[:-keep]:
         shutil.rmtree(folder / f"{old:06d}")
     spoken_of = set()
-    for number in _numbers(folder):
+    for number in numbers_of(folder):
         try:
             state = json.loads((folder / f"{number:06d}" / "state.json").read_bytes())
             spoken_of.add(state["best_file"])
@@ -197,7 +211,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _numbers(folder: Path) -> list[int]:
+def numbers_of(folder: Path) -> list[int]:
+    """Of the checkpoints that lie there, rising."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())

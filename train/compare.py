@@ -18,6 +18,7 @@ from shards.console import UserError
 from train.log import read_metrics
 from train.runs import read_settings, stage_names
 
+_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps")
 _COLUMNS = (
     *("run", "stage", "phase", "ends at", "best epoch", "val loss"),
     *("test accuracy", "test AUROC", "test F1", "images", "time", "energy"),
@@ -31,7 +32,7 @@ class CompareCommand:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders of python -m train."""
     out: Path = Path("compare.png")
-    """The plot."""
+    """The plot: .png, .svg, .pdf, .jpg, .webp, .tif or .eps."""
     stage: str | None = None
     """The stage that is plotted; without it each run's last one."""
 
@@ -56,7 +57,12 @@ class PhaseRow:
 
 
 def compare(command: CompareCommand) -> None:
-    """Print the table, write the plot. UserError for a folder that is no run."""
+    """Print the table, write the plot. UserError for a folder that is no run, and for a plot of
+    another kind."""
+    if command.out.suffix.lower() not in _SUFFIXES or command.out.is_dir():
+        raise UserError(
+            f"--out {command.out}: it must name a file that ends in one of {', '.join(_SUFFIXES)}"
+        )
     names = run_names(command.runs)
     rows = [row for run, name in names.items() for row in phase_rows(run, name)]
     plotted = [row for row in rows if row.stage == (command.stage or _last_stage(rows, row.run))]

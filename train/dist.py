@@ -3,6 +3,8 @@
 import hashlib
 import os
 import signal
+import time
+import uuid
 import warnings
 from datetime import timedelta
 
@@ -172,7 +174,9 @@ def _join(backend: str) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's waits for the others' answer
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        own = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        while isinstance(store, dist.PrefixStore):  # older torch: by the node's count of restarts
+            store = store.underlying_store
+        own = dist.PrefixStore(name_start(store, rank, size), store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
     except RuntimeError as error:
         raise RunFailed(
@@ -181,6 +185,37 @@ def _join(backend: str) -> None:
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def name_start(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the ranks of this start have in common, and no other start. RuntimeError when one
+    of them does not come.
+
+    torchrun's count of restarts is none: each node counts its own, and a node that joins or leaves
+    starts all ranks again without being counted. So each rank asks under a word of its own, and
+    rank 0 answers with the name it has drawn; a dead rank's question is answered in vain.
+    """
+    if rank > 0:
+        word = uuid.uuid4().hex
+        store.set(f"start/asks/{rank}", word)
+        store.wait([f"start/answer/{word}"], TIMEOUT)
+        name = store.get(f"start/answer/{word}").decode()
+        store.set(f"{name}/here/{rank}", "")
+        return name
+    name, answered = f"start/{uuid.uuid4().hex}", dict[int, str]()
+    missing, end = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            asks = f"start/asks/{other}"
+            word = store.get(asks).decode() if store.check([asks]) else ""
+            if word and answered.get(other) != word:
+                store.set(f"start/answer/{word}", name)
+                answered[other] = word
+        missing = {other for other in missing if not store.check([f"{name}/here/{other}"])}
+        if missing and time.monotonic() > end:
+            raise RuntimeError(f"rank {', '.join(map(str, sorted(missing)))} did not come")
+        time.sleep(0.02 if missing else 0)
+    return name
 
 
 def is_lost_peer(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -14,9 +14,9 @@ from shards.console import Advance, RunFailed
 from shards.order import global_batch, samples_of, steps_per_epoch
 from train.checkpoint import Tensors
 from train.config import Stage
-from train.dist import unwrap
+from train.dist import is_lost_peer, unwrap
 from train.log import MetricsLog
-from train.memory_limit import MicroBatch, is_out_of_memory
+from train.memory_limit import MicroBatch, is_out_of_memory, without_room_for_optim
 from train.metrics import Metrics
 from train.monitor import Monitor
 from train.optim import set_lr, set_mode
@@ -32,7 +32,8 @@ Validate = Callable[[nn.Module, str], Metrics]  # (network, split); all ranks ca
 
 @dataclass
 class PhaseRun:
-    """A phase being trained. order: (epoch) -> its samples or copies, of all ranks."""
+    """A phase being trained. order: (epoch) -> its samples or copies, of all ranks; labels: of the
+    network's outputs."""
 
     stage: Stage
     phase: Phase
@@ -42,13 +43,16 @@ class PhaseRun:
     micro_batch: MicroBatch
     validate: Validate
     order: Callable[[int], np.ndarray]
+    labels: tuple[str, ...]
     clock: "Clock"
     log: MetricsLog | None
     durations: list[float] = field(default_factory=list)
     batches: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.statistics = Statistics(unwrap(self.stepper.model))
+        model = unwrap(self.stepper.model)
+        self.statistics = Statistics(model)
+        self.exchanging = any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
 
     def epoch(self, advance: Advance) -> None:
         """One epoch, or what is left of it after a resume."""
@@ -80,7 +84,7 @@ class PhaseRun:
         loss, known, copies = self._accumulate(batch, epoch)
         keys = [self.stepper.store.keys[i] for i in samples_of(batch)]
         loss_sum, stop = self._agree(loss, keys)
-        self.stepper.update()
+        self._update()
         self.durations.append(time.monotonic() - began)
         at.step = step + 1
         at.loss_sum += loss_sum
@@ -90,16 +94,16 @@ class PhaseRun:
         return stop
 
     def _accumulate(self, batch: np.ndarray, epoch: int) -> tuple[float, int, int]:
-        """Stepper.accumulate, in smaller parts where memory runs out. A step of one process that a
-        signal meets is left: nothing but batch norm's statistics has moved, and those go back."""
+        """Stepper.accumulate, in smaller parts where memory runs out. A step that a signal meets is
+        left: nothing but batch norm's statistics has moved, and those go back."""
         world = self.stepper.world
         self._seed(epoch)
         try:
-            with self.saver.stop.at_once() if world.size == 1 else nullcontext():
-                return self.stepper.accumulate(batch, epoch)
+            return self.stepper.accumulate(batch, epoch, self._leave)
         except Interrupted:
             self.statistics.restore()
-            self._write()
+            self.clock.lap(self.at)
+            self.saver.save(self.at, self.stepper)
             raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -110,6 +114,21 @@ class PhaseRun:
         self.stepper = replace(self.stepper, micro_batch=smaller)
         self.stepper.expect(self.batches[self.at.step :])  # what was made ready is taken already
         return self._accumulate(batch, epoch)
+
+    def _update(self) -> None:
+        try:
+            self.stepper.update()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise without_room_for_optim(error) from error
+            raise
+
+    def _leave(self) -> AbstractContextManager[None]:
+        """Of a step, what all ranks leave together. Not where batch norm makes an exchange of every
+        forward pass: such a step (on GPUs, seconds) is finished."""
+        if self.exchanging and self.stepper.world.size > 1:
+            return nullcontext()
+        return self.saver.stop.together(self.stepper.world)
 
     def _seed(self, epoch: int) -> None:
         """Dropout's numbers are addressed by (seed, stage, epoch, step, rank): there is no state of
@@ -126,7 +145,7 @@ class PhaseRun:
         total, stops = self.stepper.world.sum([loss, float(wanted)])
         if not abs(total) < float("inf"):
             self.statistics.restore()
-            self._write()
+            self._write(self.saver.gather(self.stepper))
             raise RunFailed(
                 f"the loss is {total} in stage {self.stage.name}, epoch {self.at.epoch + 1}, "
                 f"step {self.at.step + 1}; its batch: {', '.join(keys)}; look at these images, "
@@ -140,14 +159,18 @@ class PhaseRun:
         model = unwrap(stepper.model)
         stepper.world.check_same(model)
         before = self.saver.gather(stepper)
-        stepper.world.average_buffers(model)
-        if stepper.ema:
-            stepper.world.average_buffers(stepper.ema.model)
         try:
-            with self.saver.stop.at_once():
-                return self.validate(stepper.ema.model if stepper.ema else model, "val")
-        except Interrupted:
-            self._write(before)  # all steps done; the resumed run averages and validates
+            stepper.world.average_buffers(model)
+            if stepper.ema:
+                stepper.world.average_buffers(stepper.ema.model)
+            return self.validate(stepper.ema.model if stepper.ema else model, "val")
+        except Interrupted:  # all steps are done; the resumed run averages and validates
+            self.clock.lap(self.at)
+            self.saver.save(self.at, stepper, before)
+            raise
+        except RuntimeError as error:
+            if is_lost_peer(error):
+                self._write(before)
             raise
 
     def _end_epoch(self, val: Metrics, lr: float) -> None:
@@ -165,6 +188,8 @@ class PhaseRun:
             "val_accuracy": val.accuracy,
             "val_auroc": val.auroc_mean,
             "val_f1": val.f1_mean,
+            "val_auroc_by_label": dict(zip(self.labels, val.auroc, strict=True)),
+            "val_f1_by_label": dict(zip(self.labels, val.f1, strict=True)),
             "lr": lr,
             "seconds": at.seconds,
             "step_s": median(self.durations) if self.durations else None,
@@ -186,7 +211,7 @@ class PhaseRun:
         gpu = self.clock.monitor.note()
         return f"loss {self.at.train_loss:.4f}, {rate:.0f} img/s{f', {gpu}' if gpu else ''}"
 
-    def _write(self, buffers: Tensors | None = None) -> None:
+    def _write(self, buffers: Tensors) -> None:
         """A checkpoint before the run ends, for which no other rank is waited."""
         self.clock.lap(self.at)
         self.saver.write(self.at, self.stepper, buffers)

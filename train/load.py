@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,14 +41,18 @@ def load_stores(
     size: int,
     config: InputConfig,
     world: World,
+    note: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Store]:
-    """Splits of the data set in `folder`; all processes of the world call it together.
+    """Splits of the data set in `folder`; all processes of the world call it together. note: is
+    given what was taken (see Loader.taken).
 
     Every shard's SHA-256 is compared with the manifest's first; RunFailed when one differs.
     """
     loader = Loader(folder, manifest, splits, size, config, world.device, world)
     if world.is_first:
         print(loader.describe(), file=sys.stderr)
+    if note:
+        note(loader.taken())
     return {split: loader.load(split) for split in splits}
 
 
@@ -98,6 +103,10 @@ class Loader:
     def describe(self) -> str:
         """Where the images go and why, for people."""
         return describe_place(self.config.store, self.place, self.needed, self.free)
+
+    def taken(self) -> dict[str, Any]:
+        """What was taken where settings say auto, or 0: by their names."""
+        return {"store": self.place, "backend": self.backend, "threads": self.threads}
 
     def load(self, split: str) -> Store:
         """RunFailed when shards are damaged."""

@@ -39,8 +39,11 @@ class MetricsLog:
             file.write(json.dumps(line) + "\n")
         self.lines += 1
         for name, value in line.items():
-            if isinstance(value, float):
-                events.add_scalar(f"{line['stage']}/{name}", value, self.lines)
+            by_label = value if isinstance(value, dict) else {"": value}
+            for label, number in by_label.items():
+                if isinstance(number, float):
+                    path = "/".join(filter(None, (line["stage"], name, label)))
+                    events.add_scalar(path, number, self.lines)
         events.flush()
 
     def close(self) -> None:

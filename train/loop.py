@@ -5,12 +5,13 @@ Run: python -m train RECIPE --shards DIR --run DIR
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from shards.console import RunFailed, UserError, progress
+from shards.console import RunFailed, UserError, progress, warn
 from shards.labels import Vocabulary
 from shards.manifest import check_shards, load_manifest, manifest_hash
 from shards.order import copy_order, epoch_order, steps_per_epoch
@@ -43,7 +44,7 @@ from train.results import best_path, load_best, phase_result, write_stage
 from train.runs import ModelSpec
 from train.sampling import balanced_order
 from train.saver import Saver
-from train.settings import identity_of
+from train.settings import identity_of, note_start
 from train.step import Stepper
 from train.stop import Interrupted, Stop
 from train.store import Store, select_labels
@@ -103,6 +104,8 @@ class Trainer:
 
     def _run(self) -> None:
         checkpoint = self.saver.latest()
+        if checkpoint and self.world.is_first:
+            self._compare_precision(checkpoint)
         self.at = Position.from_json(checkpoint.state["position"]) if checkpoint else Position()
         if not self.world.is_first:
             self.at.energy_j = 0.0  # a checkpoint has that of all processes
@@ -115,6 +118,22 @@ class Trainer:
         if self.log:
             draw_curves(self.folder)
             self.log.close()
+
+    def _compare_precision(self, checkpoint: Checkpoint) -> None:
+        """`auto` may be another one on this device: no error, since a run may go on elsewhere."""
+        before, now = checkpoint.state.get("precision", self.precision.name), self.precision.name
+        if before != now:
+            warn(
+                f"this run was trained in {before} so far and goes on in {now}, which is what "
+                f"--precision {self.config.precision} means on this device "
+                f"({self.world.device.type}); to keep {before}, go on where it began"
+            )
+
+    def _note_start(self, stage: Stage, taken: dict[str, Any]) -> None:
+        if self.world.is_first:
+            device, precision = self.world.device.type, self.precision.name
+            own = {"stage": stage.name, "device": device, "precision": precision}
+            note_start(self.folder, {**own, "micro_batch": self.micro_batch.now, **taken})
 
     def _first_model(self, checkpoint: Checkpoint | None) -> tuple[nn.Module, Vocabulary]:
         config, vocabulary = self.config, self.vocabularies[self.at.stage]
@@ -161,6 +180,7 @@ class Trainer:
                 size=self.config.size,
                 config=self.config.input,
                 world=self.world,
+                note=partial(self._note_start, stage),
             )
         if self.world.is_first:
             keys = {split: store.keys for split, store in stores.items()}
@@ -181,6 +201,7 @@ class Trainer:
             micro_batch=self.micro_batch,
             validate=partial(self._validate, stage),
             order=partial(self._order, stage, stepper),
+            labels=self.vocabularies[self.at.stage].names,
             clock=Clock(self.monitor),
             log=self.log,
         )
@@ -219,8 +240,7 @@ class Trainer:
         """Go back to the phase's best weights, which the next phase begins with, and test them."""
         self.world.barrier()  # the first rank may still be writing them
         load_best(self.saver.best(self.at), self.model)
-        with self.stop.at_once():
-            test = self._validate(stage, self.model, "test")
+        test = self._validate(stage, self.model, "test")
         if self.world.is_first:
             path = best_path(self.folder, stage.name, self.at.phase)
             save_best(path.parent, path.name, self.model)
@@ -251,6 +271,7 @@ class Trainer:
             precision=self.precision,
             micro_batch=self.micro_batch.now,
             loss=self.loss,
+            leave=partial(self.stop.together, self.world),
         )
 
     def _spec(self, stage: Stage) -> ModelSpec:

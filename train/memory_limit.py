@@ -9,13 +9,30 @@ from shards.console import RunFailed, warn
 from train.runs import read_json
 from train.settings import write_json
 
+# What torch's allocators and CUDA's libraries say, where the type is RuntimeError or torch's
+# AcceleratorError.
+_MESSAGES = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 _LEAST = 4  # images at once; batch norm has noise for statistics below it
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """On a GPU; or on the CPU, where torch says it by its message alone and numpy by its type."""
+    """On a GPU or the CPU; some say it by their type, some by their message alone."""
     of_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return of_type or "can't allocate memory" in str(error)
+    return of_type or any(message in str(error) for message in _MESSAGES)
+
+
+def without_room_for_optim(error: Exception) -> RunFailed:
+    """The optimiser makes its state in its first step, when activations are gone: a smaller
+    micro-batch gives it no room."""
+    return RunFailed(
+        f"out of memory for the optimiser's state ({error}); take --input.store host, or in a new "
+        "run --optim.name sgd, which keeps half of adam's, or no --ema-decay"
+    )
 
 
 class MicroBatch:

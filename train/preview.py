@@ -1,6 +1,6 @@
 """A contact sheet of one image per class with all its copies, as the network gets them.
 
-Run: python -m train preview RECIPE --shards DIR --out FILE.png
+Run: python -m train preview RECIPE --shards DIR [--out FILE.png]
 """
 
 from collections.abc import Iterator
@@ -37,10 +37,10 @@ class PreviewCommand:
 
     shards: Path
     """The folder that python -m ingest wrote: it holds a folder per data set."""
-    out: Path
-    """The PNG to write."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The recipe's settings, each of which may be given another value."""
+    out: Path = Path("preview.png")
+    """The PNG to write."""
     stage: str | None = None
     """Of this stage only. Default: all of the recipe's."""
     epoch: int = 0
@@ -70,7 +70,7 @@ def preview(command: PreviewCommand) -> None:
         raise UserError(f"no class has a training image in {command.shards}; nothing to draw")
     sheet = _stack(rows)
     write_atomic(command.out, encode(np.asarray(sheet), "png"))
-    print(f"{command.out}: {len(rows)} classes, {sheet.width} x {sheet.height} pixels")
+    print(f"{command.out.resolve()}: {len(rows)} classes, {sheet.width} x {sheet.height} pixels")
 
 
 def _stage_rows(command: PreviewCommand, stage: Stage) -> Iterator[Image.Image]:

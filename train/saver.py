@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from shards.console import RunFailed, UserError
+from train.agreed import agreed_checkpoint
 from train.checkpoint import (
     Checkpoint,
     Tensors,
-    latest_checkpoint,
     load_optim,
     optim_tensors,
     save_best,
@@ -43,8 +43,9 @@ class Saver:
     best_sha256: str = ""
 
     def latest(self) -> Checkpoint | None:
-        """What the run goes on from. UserError when it is of other settings or data."""
-        found = latest_checkpoint(self.folder)
+        """What the run goes on from, the same on all processes, which call it together. UserError
+        when it is of other settings or data."""
+        found = agreed_checkpoint(self.folder, self.world)
         if found is None:
             return None
         differing = differences(found.state["identity"], self.identity)
@@ -61,9 +62,9 @@ class Saver:
         due = time.monotonic() - self.saved_at > self.every_s
         return due or self.stop.number is not None
 
-    def save(self, at: Position, stepper: Stepper) -> None:
+    def save(self, at: Position, stepper: Stepper, buffers: Tensors | None = None) -> None:
         """On all processes together. Interrupted, on each, when a signal asked any for the end;
-        RunFailed, on each, when the weights are no numbers."""
+        RunFailed, on each, when the weights are no numbers. buffers: of gather, if not now."""
         if not are_numbers(unwrap(stepper.model)):
             raise RunFailed(
                 f"the weights are no numbers after step {at.step} of epoch {at.epoch + 1}; lower "
@@ -72,7 +73,8 @@ class Saver:
             )
         number = int(self.world.max(float(self.stop.number or 0)))
         (joules,) = self.world.sum([at.energy_j])
-        self.write(replace(at, energy_j=joules), stepper, self.gather(stepper))
+        buffers = self.gather(stepper) if buffers is None else buffers
+        self.write(replace(at, energy_j=joules), stepper, buffers)
         if number:
             raise Interrupted(number)
 
@@ -80,7 +82,7 @@ class Saver:
         """All processes' batch norm statistics, on each; they call it together."""
         return self.world.gather_buffers(_with_statistics(stepper))
 
-    def write(self, at: Position, stepper: Stepper, buffers: Tensors | None = None) -> None:
+    def write(self, at: Position, stepper: Stepper, buffers: Tensors) -> None:
         """On the first process, which waits for no other. Weights that are no numbers are not
         written: what a run goes on from are those before them."""
         if self.world.is_first and are_numbers(unwrap(stepper.model)):
@@ -91,9 +93,10 @@ class Saver:
                     "position": at.to_json(),
                     "scaler": stepper.precision.scaler.state_dict(),
                     "identity": self.identity,
+                    "precision": stepper.precision.name,
                 },
                 ema=weights_of(stepper.ema.model) if stepper.ema else {},
-                buffers=buffers or {},
+                buffers=buffers,
                 best_file=self.best_file,
                 best_sha256=self.best_sha256,
             )

@@ -1,10 +1,11 @@
-"""RUN/settings.json and RUN/environment.json: what a run is, and where it ran."""
+"""RUN/settings.json, environment.json and starts.jsonl: what a run is, and where it ran."""
 
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -80,6 +81,16 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
     command = " ".join(["python -m train", *sys.argv[1:]])
     write_json(path, {**settings, "command": command, "commit": _commit()})
     write_json(run / "environment.json", environment())
+
+
+def note_start(run: Path, taken: dict[str, Any]) -> None:
+    """A line in RUN/starts.jsonl: what this start has taken where the settings say auto, and where
+    it runs, which may be elsewhere than the first one did."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    names = [torch.cuda.get_device_name(number) for number in gpus]
+    line = {"time": time.time(), **taken, "gpu_names": names, "environment": environment()}
+    with (run / "starts.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

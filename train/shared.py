@@ -40,7 +40,7 @@ def shared_array(
     file = os.memfd_create("cxrstack", os.MFD_CLOEXEC) if is_leader(world) else -1
     if file >= 0:
         os.ftruncate(file, length)
-    places = _gather([os.getpid(), file, _inode(file)], world)
+    places = gather([os.getpid(), file, _inode(file)], world)
     if file < 0:
         file = _open_of(*places[world.rank - world.local_rank])
     failed = world.max(float(file < 0)) > 0
@@ -53,9 +53,15 @@ def shared_array(
     return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
 
 
+def gather(values: list[int], world: World) -> list[list[int]]:
+    """The values of every process, by rank."""
+    rows = torch.tensor([values], dtype=torch.int64, device=world.device)
+    return world.gather_rows(rows, world.size).tolist()
+
+
 def smallest(values: list[int], world: World | None) -> list[int]:
     """Of each value the smallest over all processes."""
-    return values if world is None else np.array(_gather(values, world)).min(0).tolist()
+    return values if world is None else np.array(gather(values, world)).min(0).tolist()
 
 
 def largest(value: int, world: World | None) -> int:
@@ -67,7 +73,7 @@ def leaders_value(value: int, world: World | None) -> int:
     """The value of the first process of this machine."""
     if world is None:
         return value
-    return _gather([value], world)[world.rank - world.local_rank][0]
+    return gather([value], world)[world.rank - world.local_rank][0]
 
 
 def agree(error: Exception | None, world: World | None) -> None:
@@ -77,11 +83,6 @@ def agree(error: Exception | None, world: World | None) -> None:
         raise error
     if failed:
         raise RunFailed("another process of this run could not load its part; it says why")
-
-
-def _gather(values: list[int], world: World) -> list[list[int]]:
-    rows = torch.tensor([values], dtype=torch.int64, device=world.device)
-    return world.gather_rows(rows, world.size).tolist()
 
 
 def _inode(file: int) -> int:

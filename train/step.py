@@ -1,16 +1,17 @@
 """One optimiser step over a batch, in micro-batches, on this rank."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.order import rank_slice, samples_of
-from train.batch import micro_batches, part_sizes
+from train.batch import Batch, micro_batches, part_sizes
 from train.dist import World, unwrap
 from train.ema import Ema
 from train.expand import Copies, Expander
@@ -18,6 +19,8 @@ from train.loss import Loss
 from train.optim import clear_gradients, clip_gradients
 from train.precision import Precision
 from train.store import Store
+
+Leave = Callable[[], AbstractContextManager[None]]  # around work that a signal may leave anywhere
 
 
 @dataclass(frozen=True)
@@ -42,31 +45,44 @@ class Stepper:
         rows = [np.unique(samples_of(share)) for share in shares]
         self.store.expect(np.concatenate([np.empty(0, np.int64), *rows]))
 
-    def accumulate(self, batch: np.ndarray, epoch: int) -> tuple[float, int, int]:
+    def accumulate(
+        self, batch: np.ndarray, epoch: int, leave: Leave = nullcontext
+    ) -> tuple[float, int, int]:
         """Gradients of the mean loss over all copies of `batch`, or over the copies that it names
-        (see shards.order); it is of all ranks.
+        (see shards.order); it is of all ranks. leave: around all that comes before the micro-batch
+        with which ranks exchange gradients.
 
         Returns this rank's summed loss, and of all ranks the loss's terms and the copies.
         """
         labels = self.store.labels[samples_of(batch)]
         factors = self.expander.factors(labels) if batch.ndim == 1 else np.ones(len(batch), int)
         terms = int((self.loss.terms(labels) * factors).sum())
-        share = rank_slice(batch, self.world.rank, self.world.size)
-        copies = self._copies(share, epoch)
-        parts = len(part_sizes(len(copies), self.micro_batch))
         # DDP averages gradients over ranks; the loss is a mean over all ranks' terms.
         scale = self.world.size / max(terms, 1)
         total = torch.zeros((), device=self.world.device)
         clear_gradients(self.optim)
-        batches = micro_batches(self.store, copies, self.micro_batch, self.precision.input_dtype)
-        for number, part in enumerate(batches, 1):
-            with self._exchange(number == parts):
-                with self.precision.autocast():
-                    logits = self.model(part.images)
-                loss = self.loss.sum(logits, part.labels)
-                self.precision.scaler.scale(loss * scale).backward()
-            total += loss.detach()
+        with leave():
+            copies = self._copies(rank_slice(batch, self.world.rank, self.world.size), epoch)
+            parts = micro_batches(self.store, copies, self.micro_batch, self.precision.input_dtype)
+            count = len(part_sizes(len(copies), self.micro_batch))
+            with self._alone() as exchanged:
+                for part in islice(parts, count - exchanged):
+                    total += self._backward(part, scale)
+            last = list(parts)
+        for part in last:
+            total += self._backward(part, scale)
+        if isinstance(self.model, DistributedDataParallel):
+            # What the next step's first forward does otherwise, when one rank may have left it.
+            self.model.reducer._rebuild_buckets()
         return float(total), terms, int(factors.sum())
+
+    def _backward(self, part: Batch, scale: float) -> Tensor:
+        """Add a part's gradients; its summed loss."""
+        with self.precision.autocast():
+            logits = self.model(part.images)
+        loss = self.loss.sum(logits, part.labels)
+        self.precision.scaler.scale(loss * scale).backward()
+        return loss.detach()
 
     def update(self) -> None:
         """Move the weights along the accumulated gradients, and their average after them."""
@@ -84,8 +100,11 @@ class Stepper:
             return self.expander.mixed_copies(self.store, share, epoch)
         return self.expander.chosen_copies(self.store, share, epoch)
 
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients with the step's last micro-batch only."""
-        if last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
+    @contextmanager
+    def _alone(self) -> Iterator[int]:
+        """Without an exchange of gradients; how many of a step's parts, its last, have one."""
+        if not isinstance(self.model, DistributedDataParallel):
+            yield 0
+        else:
+            with self.model.no_sync():
+                yield 1

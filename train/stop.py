@@ -2,8 +2,10 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from train.dist import World
 
 
 class Interrupted(BaseException):
@@ -38,6 +40,16 @@ class Stop:
             yield
         finally:
             self._at_once = False
+
+    @contextmanager
+    def together(self, world: World) -> Iterator[None]:
+        """The same for work of several ranks that holds no exchange: a rank that a signal meets
+        leaves it at once, waits for the others to end theirs, and all raise Interrupted."""
+        with suppress(Interrupted), self.at_once():
+            yield
+        number = int(world.max(float(self.number or 0)))
+        if number:
+            raise Interrupted(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number

@@ -1,5 +1,6 @@
 """Evaluation of a network on a split: every sample exactly once, on any number of ranks."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from train.expand import Copies, Expander
 from train.loss import Loss
 from train.metrics import Metrics, evaluate_logits
 from train.precision import Precision
+from train.step import Leave
 from train.store import Store
 
 
@@ -26,15 +28,17 @@ def validate(
     precision: Precision,
     micro_batch: int,
     loss: Loss,
+    leave: Leave = nullcontext,
 ) -> Metrics:
     """Loss over all copies of the expander, accuracy and AUROC over the images themselves.
 
-    Validation sees the same copies every time (those of epoch 0), so that losses compare.
+    Validation sees the same copies every time (those of epoch 0), so that losses compare. leave:
+    around all but the exchange.
     """
     share = rank_slice(np.arange(len(store)), world.rank, world.size)
     store.expect(share)
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), leave():
         rows = _rows(model, store, expander, share, precision, micro_batch, loss)
     gathered = world.gather_rows(rows, len(store)).cpu().numpy()
     metrics = evaluate_logits(loss.scores(gathered[:, 1:]), store.labels, exclusive)

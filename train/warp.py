@@ -5,7 +5,6 @@ On a CPU compiled loops do it (train/warp_compiled.py), on a GPU one fused kerne
 """
 
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shards.console import warn
 from shards.preprocess import MEAN, STD
 from train.expand import Copies
 from train.sources import upload
@@ -49,15 +49,20 @@ def shared_warper(dtype: torch.dtype) -> Warper:
 @cache
 def fused_warp() -> Callable[[Tensor, Copies, torch.dtype], Tensor] | None:
     """The GPU's kernel; None, said once on standard error, where it cannot be built."""
+    # AssertionError: triton's driver, where ldconfig knows no libcuda.
+    expected: tuple[type[Exception], ...] = (ImportError, OSError, RuntimeError, AssertionError)
+    expected += (subprocess.SubprocessError,)
     try:
+        from triton.errors import TritonError  # its compiler's and ptxas's errors
+
+        expected += (TritonError,)
         from train.warp_triton import probe, warp_fused
 
         probe(torch.device("cuda"))
-    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        print(
-            f"warning: the fused GPU warp cannot be built ({error}), so torch's grid_sample warps, "
-            "several times slower; it needs the package triton and a C compiler",
-            file=sys.stderr,
+    except expected as error:
+        warn(
+            f"the fused GPU warp cannot be built ({error}), so torch's grid_sample warps, several "
+            "times slower; it needs the package triton and a C compiler"
         )
         return None
     return warp_fused
