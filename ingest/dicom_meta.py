@@ -41,16 +41,20 @@ _WORDS = (  # in ViewPosition or the meaning of ViewCodeSequence; the first that
 )
 
 
+BURNT_IN = "its header tells of burnt-in annotation; --allow-burnt-in takes such images"
+
+
 @dataclass(frozen=True)
 class Described:
     """What a record takes over. modality: as the standard words it; excluded: why the image is
-    left out."""
+    left out; held_back: why it is put into quarantine, where it is not."""
 
     view: str | None
     modality: str | None
     age: int | None
     sex: str | None
     excluded: str | None
+    held_back: str | None
 
 
 def describe(header: DicomHeader, *, keep_lateral: bool, allow_burnt_in: bool) -> Described:
@@ -58,15 +62,19 @@ def describe(header: DicomHeader, *, keep_lateral: bool, allow_burnt_in: bool) -
     view = view_of(header)
     modality = _modality(header)
     reason = _not_a_radiograph(header, modality)
-    if reason is None and header.burnt_in.upper() == "YES" and not allow_burnt_in:
-        reason = "burnt-in annotation"
     if reason is None and view in (LATERAL, OBLIQUE, DECUBITUS) and not keep_lateral:
         reason = f"{'lateral' if view == LATERAL else view} view"
     if reason is None and not header.sop_instance:
         reason = "no SOPInstanceUID"
+    is_held_back = reason is None and header.burnt_in.upper() == "YES" and not allow_burnt_in
     sex = header.sex.upper()
     return Described(
-        view, modality, age_of(header.age), sex if sex in ("F", "M", "O") else None, reason
+        view,
+        modality,
+        age_of(header.age),
+        sex if sex in ("F", "M", "O") else None,
+        reason,
+        BURNT_IN if is_held_back else None,
     )
 
 

@@ -17,7 +17,7 @@ from ingest_runs import tree
 
 from ingest.config import IngestConfig
 from ingest.dicom_files import found_files
-from ingest.dicom_meta import age_of, view_of
+from ingest.dicom_meta import BURNT_IN, age_of, view_of
 from ingest.estimate import estimate
 from ingest.pseudonym import Pseudonyms, load_key
 from ingest.retry import retry
@@ -149,7 +149,6 @@ def test_what_is_left_out_and_why(tmp_path: Path):
     manifest = ingest(source(tmp_path / "src", labels, tmp_path / "key"), config(tmp_path / "o"))
     assert manifest.excluded == {
         "SOPInstanceUID of another file": 1,
-        "burnt-in annotation": 1,
         "image missing": 1,
         "lateral view": 1,
         "modality CT": 1,
@@ -157,7 +156,7 @@ def test_what_is_left_out_and_why(tmp_path: Path):
         "modality other": 1,
         "no row in the label table": 1,
         "oblique view": 1,
-        "quarantined": 2,
+        "quarantined": 3,
         "raw image, for processing": 1,
     }
     bad = pq.read_table(tmp_path / "o/dicom/quarantine.parquet").to_pylist()
@@ -165,7 +164,8 @@ def test_what_is_left_out_and_why(tmp_path: Path):
         hashlib.sha256((tmp_path / f"src/{n}.dcm").read_bytes()).hexdigest(): n for n in kinds
     }
     broken = hashlib.sha256(b"no DICOM at all").hexdigest()
-    assert {digests.get(row["sha256"], row["sha256"]) for row in bad} == {"frames", broken}
+    assert {digests.get(row["sha256"], row["sha256"]) for row in bad} == {"frames", "burnt", broken}
+    assert {row["reason"] for row in bad} >= {BURNT_IN}
     assert sorted(row["age"] or 0 for row in samples(tmp_path / "o").values()) == [0, 90]
     permissive = source(
         tmp_path / "src", labels, tmp_path / "key", keep_lateral=True, allow_burnt_in=True

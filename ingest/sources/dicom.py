@@ -54,7 +54,8 @@ class DicomConfig:
     keep_lateral: bool = False
     """Keep lateral, oblique and decubitus views."""
     allow_burnt_in: bool = False
-    """Keep images whose header says that text is burnt into their pixels (it may be a name)."""
+    """Take images whose header says that text is burnt into their pixels (it may be a name); by
+    default they go to quarantine."""
 
 
 class Dicom(Source):
@@ -73,7 +74,7 @@ class Dicom(Source):
         self.rows = read_labels(config.table)
         self.vocabulary = make_vocabulary(self.rows, config.labels, config.table)
         self.split = GIVEN_SPLIT if self.rows[0].split else SplitConfig()
-        self.unread: dict[str, str] = {}  # location -> why records() could not read the header
+        self.held_back: dict[str, str] = {}  # location -> why images() does not give its pixels
 
     @cached_property
     def pseudonyms(self) -> Pseudonyms:
@@ -97,9 +98,9 @@ class Dicom(Source):
         return (self.config.src, self.config.table)
 
     def records(self) -> list[Record]:
-        """Reads every header; a file whose header cannot be read has a record, which images()
-        puts into quarantine."""
-        self.unread = {}
+        """Reads every header; a file whose header cannot be read, or tells of burnt-in words, has a
+        record, which images() puts into quarantine."""
+        self.held_back = {}
         table = _LabelTable(self.rows, self.config.table)
         records: list[Record] = []
         kept: set[str] = set()  # SOPInstanceUIDs
@@ -140,10 +141,10 @@ class Dicom(Source):
         may decode: nobody looked for burnt-in words, the patient or the modality."""
         for file in found_files(self.config.src):
             location = self._location(file.name)
-            unread = self.unread.get(location, "")
+            reason = self.held_back.get(location, "")
             # Another stamp, or what a run before encoded would pass for looked at.
-            stamp = self.pseudonyms.of("stamp", file.stamp, *([unread] if unread else []))
-            yield SourceImage(location, stamp, partial(_read, file, unread))
+            stamp = self.pseudonyms.of("stamp", file.stamp, *([reason] if reason else []))
+            yield SourceImage(location, stamp, partial(_read, file, reason))
 
     @staticmethod
     def _header(file: FoundFile) -> DicomHeader | BadImage:
@@ -166,7 +167,7 @@ class Dicom(Source):
         location = self._location(file.name)
         key = location.removesuffix(".dcm")
         if isinstance(header, BadImage):
-            self.unread[location] = NOT_DICOM if isinstance(header, NotDicom) else str(header)
+            self.held_back[location] = NOT_DICOM if isinstance(header, NotDicom) else str(header)
             row = table.row(file.name, "")
             return Record(
                 location, key, row.labels if row else (), split=row.split if row else None
@@ -180,7 +181,9 @@ class Dicom(Source):
         excluded = described.excluded or (None if row else NO_ROW)
         if excluded is None and header.sop_instance in kept:
             excluded = REPEATED
-        if excluded is None:
+        if excluded is None and described.held_back:
+            self.held_back[location] = described.held_back
+        elif excluded is None:
             kept.add(header.sop_instance)
             key = self.pseudonyms.of("image", header.sop_instance)
         return Record(
@@ -210,10 +213,10 @@ def _says_dicom(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _SUFFIXES
 
 
-def _read(file: FoundFile, unread: str) -> bytes:
-    """All bytes of a DICOM file. BadFile: another one, or one whose header is unread (why)."""
+def _read(file: FoundFile, held_back: str) -> bytes:
+    """All bytes of a DICOM file. BadFile: another one, or one that is held back (why)."""
     data = file.read()
-    reason = unread if is_dicom(data) else NOT_DICOM
+    reason = held_back if is_dicom(data) else NOT_DICOM
     if reason:
         raise BadFile(reason, hashlib.sha256(data).hexdigest())
     return data
