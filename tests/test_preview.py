@@ -1,5 +1,6 @@
 """train.preview: the sheet shows the network's own input, and says what was done to each copy."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from all_copies import all_copies
 from PIL import Image
 
-from shards.console import UserError
+from shards.console import RunFailed, UserError
+from shards.index import index_tar
 from train.__main__ import main
 from train.augment import EIGHT, Augment, Varied, unchanged
 from train.config import Stage
@@ -114,3 +116,14 @@ def test_the_command_line(tiny_shards, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["train", *wrong])
         with pytest.raises(UserError, match=message):
             main()
+
+
+def test_an_image_that_does_not_decode_is_one_line(tiny_shards, tmp_path):
+    folder = shutil.copytree(tiny_shards / "covid-radiography", tmp_path / "covid-radiography")
+    for shard in folder.glob("train/*.tar"):
+        data = bytearray(shard.read_bytes())
+        for image, *_ in index_tar(shard):
+            data[image.offset : image.offset + image.size] = bytes(image.size)
+        shard.write_bytes(data)
+    with pytest.raises(RunFailed, match="python -m shards verify"):
+        preview(PreviewCommand(tmp_path, recipe("demo"), tmp_path / "sheet.png", stage="covid"))

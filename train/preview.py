@@ -13,7 +13,7 @@ import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.codec import decode_grey, encode
+from shards.codec import encode
 from shards.console import UserError
 from shards.labels import YES
 from shards.listing import Place, places
@@ -82,7 +82,7 @@ def _stage_rows(command: PreviewCommand, stage: Stage) -> Iterator[Image.Image]:
     expander = Expander(expansions_of(stage, vocabulary), stage.augment, config.seed, config.size)
     for name, place in _first_of_each(folder, manifest, vocabulary.names).items():
         sample = place.read()
-        image = prepare(decode_grey(sample.image), manifest.shorter_side, config.size)
+        image = prepare(place.read_pixels(), manifest.shorter_side, config.size)
         store = Store(
             (place.key,), torch.from_numpy(image.copy())[None], sample.labels[columns][None]
         )
