@@ -17,6 +17,8 @@ import pytest
 from dicom_maker import item, make_dicom, picture, table, to_bytes
 from pydicom.datadict import DicomDictionary
 
+from ingest.dicom_meta import BURNT_IN
+
 ROOT = Path(__file__).resolve().parents[1]
 # What must not leave: planted in every text element that nothing else depends on.
 _USED = ("Modality", "ViewPosition", "PatientSex", "PatientAge", "SpecificCharacterSet")
@@ -196,8 +198,9 @@ def test_nothing_planted_comes_out(tmp_path: Path):
         assert len(kept) == 5
         assert {row["view"] for row in kept} == {"PA", None}
         bad = pq.read_table(folder / "dicom/quarantine.parquet").to_pylist()
-        assert len(bad) == 7
+        assert len(bad) == 8
         assert all(row["reason"] for row in bad)
+        assert sum(row["reason"] == BURNT_IN for row in bad) == 1
         assert (folder / "dicom/manifest.json").is_file()
 
 
