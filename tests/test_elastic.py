@@ -14,6 +14,7 @@ import pytest
 import torch
 from ingest_runs import ROOT
 from safetensors.torch import load_file
+from tiny_training import play
 
 pytestmark = pytest.mark.soak
 
@@ -126,15 +127,7 @@ def test_stopped_in_an_epoch_it_goes_on_with_other_processes(
 
 
 def test_stopped_averages_of_two_processes_go_on_bit_by_bit(tiny_shards, tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "tiny_training.py"), "averages"]
-    done = subprocess.run(
-        [*command, str(tiny_shards), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    done = play("averages", tiny_shards, tmp_path)
     assert done.stderr.count("stopped; the same command goes on") == 2
     runs = [tmp_path / name / "covid" for name in ("whole", "cut")]
     for path in runs[0].glob("*.safetensors"):

@@ -1,28 +1,17 @@
 """Two ranks that signals meet at different moments leave the step they are in together, and the run
 goes on to the weights of one that nothing disturbed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from ingest_runs import ROOT
 from safetensors.torch import load_file
+from tiny_training import play
 
 from train.log import read_metrics
 
 
 def test_ranks_leave_a_step_or_a_validation_together(tiny_shards: Path, tmp_path: Path):
-    command = [sys.executable, str(ROOT / "tests" / "tiny_training.py"), "moments"]
-    done = subprocess.run(
-        [*command, str(tiny_shards), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    done = play("moments", tiny_shards, tmp_path)
     # The third step is left twice; both validations' steps are kept, though one rank was killed.
     stops = [line for line in done.stdout.splitlines() if line.startswith("at ")]
     assert stops == ["at 0 2", "at 0 2", "at 0 4", "at 1 4"], done.stderr

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from train.phases import Phase
 from train.step import Stepper
 from train.weights import StartConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 _PHASES = (Phase("head", 1, "head", 0.05), Phase("all", 3, "all", 0.02, weight_decay=0.01))
 COVID = Stage("covid", "covid-radiography", _PHASES, batch=6, augment=Augment(mirror=0.5))
 CHEST = Stage("chestxray14", "chestxray14", _PHASES[1:], batch=12)
@@ -44,6 +46,19 @@ CONFIG = TrainConfig(
     device="cpu",
 )
 TWO_STAGES = replace(CONFIG, stages=(CHEST, replace(COVID, keep_neurons=KEEP)))
+
+
+def play(part: str, shards: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`python tests/tiny_training.py PART SHARDS FOLDER`, which must end well."""
+    done = subprocess.run(
+        [sys.executable, __file__, part, str(shards), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def tiny_densenet(weights: None = None, num_classes: int = 3) -> torchvision.models.DenseNet:
