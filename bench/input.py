@@ -67,8 +67,7 @@ def measure(config: InputBench) -> Result:
         memory = peak_above_start_mb(_two_epochs, folder, config, device)
         store = _load(folder, config, device)
         store_mb = store.images.numel() / 1e6  # of uint8
-        beside = round(memory - (store_mb if device.type == "cpu" else 0), 1)
-        store_mb = round(store_mb, 1)
+        beside = memory - (store_mb if device.type == "cpu" else 0)
         later = interleave("input, later epochs", _later_epochs(store, config), config.repeats)
         what = (
             f"{raw} -> normalised float batches of {config.size} x {config.size}, first epoch; "
@@ -87,7 +86,9 @@ def measure(config: InputBench) -> Result:
         synthetic=raw.synthetic,
         quick=config.quick,
         others=first,
-        extra=_further(later) | jpeg | {"store_mb": store_mb, "peak_mb_beside_store": beside},
+        extra=_further(later)
+        | jpeg
+        | {"store_mb": round(store_mb, 1), "peak_mb_beside_store": round(beside, 1)},
     )
 
 

@@ -144,9 +144,9 @@ def _retry(config: RetryConfig) -> None:
     folders = [folder for given in config.folders for folder in find_datasets(given.resolve())]
     failed = []
     for folder in folders:
-        if len(folders) > 1 and not read_rows(folder / QUARANTINE):
-            continue  # it may be a merged set, which no command made
         try:
+            if len(folders) > 1 and not read_rows(folder / QUARANTINE):
+                continue  # it may be a merged set, which no command made
             _retry_one(folder)
         except (console.UserError, console.RunFailed) as error:
             if len(folders) == 1:

@@ -21,7 +21,7 @@ class CompiledWarp:
     """dtype: of the output; threads: 0 for torch's number.
 
     The output is a buffer that the next call overwrites: the page faults of a fresh one cost more
-    than the work (3,100 images of 224 x 224 per second and core in the place of 8,000).
+    than the work (with AVX-512 4,400 copies of 224 x 224 a second and core in the place of 25,000).
     """
 
     def __init__(self, dtype: torch.dtype, threads: int) -> None:
