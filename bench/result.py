@@ -84,8 +84,10 @@ def interleave(
     sides: Mapping[str, Side],
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
+    clear: Callable[[], object] = int,
 ) -> dict[str, Rates]:
-    """Run the sides in turns, so that a machine's slow minute strikes all of them.
+    """Run the sides in turns, so that a machine's slow minute strikes all of them. clear: away with
+    what the side before wrote, unmeasured.
 
     One turn goes ahead unmeasured: it fills the page cache and pays for imports and start-up. What
     a side wrote is on the disk before the next one begins, which does not pay for it.
@@ -94,6 +96,7 @@ def interleave(
     with progress(label, (repeats + 1) * len(sides)) as advance:
         for turn in range(repeats + 1):
             for name, work in sides.items():
+                clear()
                 os.sync()
                 began = clock()
                 images = work()

@@ -4,7 +4,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,14 +17,15 @@ _NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)  # fields o
 
 
 class _HashingFile:
-    """Passes writes on and hashes them, so that a shard need not be read again; both in a thread of
+    """Passes writes on and hashes them, so that a shard need not be read again; each in a thread of
     its own, a few MB at a time, while the caller gets the next samples."""
 
-    def __init__(self, file: BinaryIO, thread: ThreadPoolExecutor) -> None:
-        self.file, self.thread = file, thread
+    def __init__(self, file: BinaryIO, threads: ThreadPoolExecutor) -> None:
+        self.file, self.threads = file, threads
         self.sha256, self.position = hashlib.sha256(), 0
         self._held: list[bytes] = []
-        self._passed_on, self._under_way = 0, thread.submit(bytes)
+        self._passed_on = 0
+        self._under_way: list[Future[object]] = []
 
     def write(self, *parts: bytes) -> None:
         """As if at once; OSError may come with a later call, and with flush() at the latest."""
@@ -36,18 +37,19 @@ class _HashingFile:
     def flush(self) -> None:
         """Wait until all is hashed and written."""
         self._pass_on()
-        self._under_way.result()
+        self._wait()
 
     def _pass_on(self) -> None:
-        self._under_way.result()
-        self._under_way = self.thread.submit(self._hash_and_write, self._held)
+        data = b"".join(self._held)
+        self._wait()
+        self._under_way = [
+            self.threads.submit(do, data) for do in (self.sha256.update, self.file.write)
+        ]
         self._held, self._passed_on = [], self.position
 
-    def _hash_and_write(self, parts: list[bytes]) -> bytes:
-        data = b"".join(parts)
-        self.sha256.update(data)
-        self.file.write(data)
-        return b""
+    def _wait(self) -> None:
+        for future in self._under_way:
+            future.result()
 
 
 def _template() -> bytes:
@@ -102,8 +104,8 @@ def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
     """Write `path` (tar) and its `.idx` beside it; both appear by renaming, the index first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file, ThreadPoolExecutor(1) as thread:
-        out = _HashingFile(file, thread)
+    with temporary.open("wb") as file, ThreadPoolExecutor(2) as threads:
+        out = _HashingFile(file, threads)
         index = [_add(out, sample) for sample in samples]
         end = out.position + 2 * tarfile.BLOCKSIZE
         out.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
