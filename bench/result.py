@@ -89,13 +89,15 @@ def interleave(
     """Run the sides in turns, so that a machine's slow minute strikes all of them. clear: away with
     what the side before wrote, unmeasured.
 
-    One turn goes ahead unmeasured: it fills the page cache and pays for imports and start-up. What
-    a side wrote is on the disk before the next one begins, which does not pay for it.
+    Every other turn goes backwards: what a side leaves to the machine does not always strike the
+    same neighbour. One turn goes ahead unmeasured: it fills the page cache and pays for imports and
+    start-up. What a side wrote is on the disk before the next begins, which does not pay for it.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides.items())
     with progress(label, (repeats + 1) * len(sides)) as advance:
         for turn in range(repeats + 1):
-            for name, work in sides.items():
+            for name, work in order[:: -1 if turn % 2 else 1]:
                 clear()
                 os.sync()
                 began = clock()

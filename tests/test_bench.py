@@ -83,8 +83,9 @@ def test_interleave_takes_turns_and_leaves_the_first_out() -> None:
         "ours": clock.side("ours", 8, [9, 1, 2, 4]),
         "peer": clock.side("peer", 8, [9, 8, 4, 16]),
     }
-    rates = interleave("test", sides, 3, lambda: clock.now)
-    assert clock.log == ["ours", "peer"] * 4
+    rates = interleave("test", sides, 3, lambda: clock.now, lambda: clock.log.append("clear"))
+    assert clock.log[::2] == ["clear"] * 8
+    assert clock.log[1::2] == ["ours", "peer", "peer", "ours"] * 2
     assert rates["ours"].img_s == (8, 4, 2)
     assert rates["peer"].img_s == (1, 2, 0.5)
     assert rates["ours"].median == 4
