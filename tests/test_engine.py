@@ -487,6 +487,22 @@ def test_a_checkpoint_has_the_joules_of_all_processes(tmp_path, monkeypatch):
     assert at.energy_j == 4.0  # of this process, which goes on counting its own
 
 
+def test_a_run_that_passed_over_a_damaged_checkpoint_keeps_good_ones_only(tmp_path):
+    model, world, folder = torch.nn.Linear(2, 2), World("cpu"), tmp_path / "checkpoints"
+    optim = torch.optim.SGD(model.parameters(), lr=0.1)
+    precision = Precision("fp32", world.device)
+    stepper = SimpleNamespace(model=model, optim=optim, precision=precision, ema=None)
+    for step in range(3):  # the last one is damaged, and met when the run goes on
+        saver = Saver(folder, world, Stop(), {}, keep=2, every_s=0.0)
+        saver.latest()
+        saver.save(Position(step=step), stepper)
+        if step == 1:
+            (folder / "000002" / "model.safetensors").write_bytes(b"half")
+    assert sorted(path.name for path in folder.iterdir()) == ["000001", "000003"]
+    saver.save(Position(step=3), stepper)
+    assert sorted(path.name for path in folder.iterdir()) == ["000003", "000004"]
+
+
 class FakeNvml:
     """One GPU at 412 W that has used 7 J, and does not tell its memory."""
 
