@@ -132,7 +132,7 @@ def test_a_signal_while_images_are_decoded_ends_at_once(tiny_shards, tmp_path, m
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("went on")
 
-    monkeypatch.setattr("train.loop.load_stores", decode)
+    monkeypatch.setattr("train.load.Loader._decode", decode)
     with pytest.raises(Interrupted):
         trained(tiny_shards, tmp_path / "run")
 

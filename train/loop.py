@@ -110,7 +110,7 @@ class Trainer:
         if not self.world.is_first:
             self.at.energy_j = 0.0  # a checkpoint has that of all processes
         self.log = MetricsLog(self.folder, self.at.lines) if self.world.is_first else None
-        with self.stop.at_once():
+        with self.stop.together(self.world):
             self.model, vocabulary = self._first_model(checkpoint)
         for stage in self.config.stages[self.at.stage :]:
             vocabulary = self._run_stage(stage, vocabulary, checkpoint)
@@ -172,16 +172,16 @@ class Trainer:
 
     def _load_stores(self, stage: Stage, vocabulary: Vocabulary) -> dict[str, Store]:
         manifest = self.manifests[self.at.stage]
-        with self.stop.at_once():
-            stores = load_stores(
-                self.shards / stage.dataset,
-                manifest,
-                SPLITS,
-                size=self.config.size,
-                config=self.config.input,
-                world=self.world,
-                note=partial(self._note_start, stage),
-            )
+        stores = load_stores(
+            self.shards / stage.dataset,
+            manifest,
+            SPLITS,
+            size=self.config.size,
+            config=self.config.input,
+            world=self.world,
+            note=partial(self._note_start, stage),
+            stop=self.stop,
+        )
         if self.world.is_first:
             keys = {split: store.keys for split, store in stores.items()}
             write_splits(self.folder / stage.name, keys)
