@@ -41,7 +41,7 @@ from train.phases import Phase, finished
 from train.position import Position
 from train.precision import Precision
 from train.results import best_path, load_best, phase_result, write_stage
-from train.runs import ModelSpec
+from train.runs import ModelSpec, read_json
 from train.sampling import balanced_order
 from train.saver import Saver
 from train.settings import identity_of, note_start
@@ -101,6 +101,16 @@ class Trainer:
                     "--input.store host"
                 ) from error
             raise
+
+    def check_finished(self) -> None:
+        """UserError where a finished stage was trained on other data than what is there now."""
+        for stage in self.config.stages:
+            now = manifest_hash(self.shards / stage.dataset)
+            if read_json(self.folder / stage.name / "model.json").get("manifest_hash", now) != now:
+                raise UserError(
+                    f"{self.folder} is finished, and was trained on another {stage.dataset} than "
+                    f"is in {self.shards} now; take another --run folder, or what that run had"
+                )
 
     def _run(self) -> None:
         checkpoint = self.saver.latest()
