@@ -355,6 +355,7 @@ def test_a_dropped_remainder_that_leaves_no_step_is_refused(tiny_shards, tmp_pat
         (["--seed", "1.5"], "Error parsing --seed"),
         (["--optim.name", "apex-adam"], "apex-adam needs a GPU; take adam"),
         (["--architecture", "vgg7"], "no architecture 'vgg7'; there are: densenet121"),
+        (["--start.path", "runs/first"], "start.path is runs/first, which start.kind random does"),
         (["--start.kind", "chexnet"], "--start.kind chexnet needs --start.path"),
     ],
 )

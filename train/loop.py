@@ -126,7 +126,6 @@ class Trainer:
             vocabulary = self._run_stage(stage, vocabulary, checkpoint)
             checkpoint = None
         if self.log:
-            draw_curves(self.folder)
             self.log.close()
 
     def _compare_precision(self, checkpoint: Checkpoint) -> None:
@@ -168,17 +167,30 @@ class Trainer:
         self.stores = self._load_stores(stage, vocabulary)
         self.expansions = expansions_of(stage, vocabulary)
         self.loss = loss_of(stage, vocabulary, self.world.device)
+        self._check_known(stage, vocabulary)
         while self.at.phase < len(stage.phases):
             self._run_phase(stage, stage.phases[self.at.phase], checkpoint)
             checkpoint = None
         if self.world.is_first:
             spec = self._spec(stage)
+            draw_curves(self.folder)  # before the stage counts as finished
             write_stage(self.folder / stage.name, self.model, spec, self.stores, self.at.phases)
         for store in self.stores.values():
             store.close()
         self.stores = {}  # the next stage's are chosen by what memory is free
         self.at.end_stage()
         return vocabulary
+
+    def _check_known(self, stage: Stage, vocabulary: Vocabulary) -> None:
+        """UserError where there is nothing to learn, or nothing to choose the best epoch by."""
+        chosen = any(phase.keep != "last" for phase in stage.phases)
+        for split in ("train", "val") if chosen else ("train",):
+            if not self.loss.terms(self.stores[split].labels).any():
+                raise UserError(
+                    f"stage {stage.name}: no image of {split} has a known label (of: "
+                    f"{', '.join(vocabulary.names)}); ingest with labels, or take other --stages."
+                    f"{stage.name}.labels"
+                )
 
     def _load_stores(self, stage: Stage, vocabulary: Vocabulary) -> dict[str, Store]:
         manifest = self.manifests[self.at.stage]
