@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -40,10 +40,11 @@ def save(
     state: dict,
     best: tuple[str, str] = ("", ""),
     keep: int = 2,
+    passed: Set[int] = frozenset(),
 ) -> None:
     tensors = (weights_of(model), optim_tensors(optim))
     content = Checkpoint(*tensors, state, best_file=best[0], best_sha256=best[1])
-    save_checkpoint(folder, content, keep)
+    save_checkpoint(folder, content, keep, passed)
 
 
 def train_steps(model: nn.Module, optim: torch.optim.Optimizer, seeds: range) -> None:
@@ -169,6 +170,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, capsys, name, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: checkpoint ")
     assert "000004 is damaged" in line
+
+
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(folder):
+    model, optim = make_network()
+    (folder / "000004" / "model.safetensors").write_bytes(b"half")
+    save(folder, model, optim, {"step": 4}, passed={4})
+    assert sorted(path.name for path in folder.iterdir()) == ["000003", "000005"]
+    (folder / "000005" / "model.safetensors").write_bytes(b"half")
+    assert step_of(folder) == 2
 
 
 def test_one_flipped_bit_is_noticed(folder, capsys):

@@ -113,6 +113,31 @@ def test_two_runs_of_a_recipe_go_by_their_folders(tmp_path):
     assert run_names((first, second)) == {first: "one", second: "two"}
 
 
+def test_two_folders_of_one_name_are_two_lines(tmp_path, drawn):
+    for name in ("monday", "tuesday"):
+        (tmp_path / name).mkdir()
+    runs = tuple(
+        make_run(tmp_path / day / "c", "network-c", (accuracy,))
+        for day, accuracy in (("monday", 0.5), ("tuesday", 0.6))
+    )
+    assert list(run_names(runs).values()) == [str(run) for run in runs]
+    compare(CompareCommand(runs, tmp_path / "figure.png"))
+    heights = [line.get_ydata().tolist() for line in drawn[0].axes[0].get_lines()]
+    assert heights == [[0.5], [0.6]]
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    draw(phase_rows(make_run(tmp_path / "x", "x", (0.5,)), r"5$\new$"), tmp_path / "figure.png")
+
+
+def test_of_a_running_training_a_damaged_checkpoint_is_passed_over(tmp_path, runs, capsys):
+    newest = runs[1] / "checkpoints" / "000008"
+    newest.mkdir()
+    (newest / "state.json").write_text("{")
+    assert [row.accuracy for row in phase_rows(runs[1], "E")] == [0.6, 0.8]
+    assert "000008/state.json cannot be read" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_named(tmp_path, runs):
     with pytest.raises(UserError, match=r"no settings\.json in"):
         compare(CompareCommand((tmp_path,)))

@@ -1,5 +1,6 @@
 """The engine's promises: stops, resumes, losses that are no number, memory that runs out."""
 
+import errno
 import json
 import signal
 import sys
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from tiny_training import CONFIG, COVID, tiny_densenet
 
 from shards.console import RunFailed, UserError, run
+from shards.labels import UNKNOWN
 from train import __main__ as command
+from train import loop as train_loop
 from train.config import TrainConfig
 from train.dist import World
 from train.log import read_metrics
@@ -132,9 +135,42 @@ def test_a_signal_while_images_are_decoded_ends_at_once(tiny_shards, tmp_path, m
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("went on")
 
-    monkeypatch.setattr("train.loop.load_stores", decode)
+    monkeypatch.setattr("train.load.Loader._decode", decode)
     with pytest.raises(Interrupted):
         trained(tiny_shards, tmp_path / "run")
+
+
+def test_a_stage_is_finished_when_its_curves_are_there(tiny_shards, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_loop, "draw_curves", full)
+        with pytest.raises(OSError, match="No space left"):
+            trained(tiny_shards, run)
+    assert not (run / "covid" / "model.json").exists()
+    trained(tiny_shards, run)
+    assert (run / "covid" / "model.json").exists()
+    assert (run / "curves.png").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_known_label_is_refused(tiny_shards, tmp_path, monkeypatch, split):
+    load = train_loop.load_stores
+
+    def unknown(*words: object, **options: object) -> dict[str, Store]:
+        stores = load(*words, **options)
+        stores[split].labels[:] = UNKNOWN
+        return stores
+
+    monkeypatch.setattr(train_loop, "load_stores", unknown)
+    with pytest.raises(UserError, match=f"no image of {split} has a known label .of: Normal, "):
+        trained(tiny_shards, tmp_path / "run")
+    if split == "val":  # which the last epoch is kept without
+        last = replace(COVID, phases=(Phase("all", 1, "all", 0.1, keep="last"),))
+        run = trained(tiny_shards, tmp_path / "last", replace(CONFIG, stages=(last,)))
+        assert np.isnan(read_metrics(run)[0]["val_loss"])
 
 
 def test_a_second_signal_disturbs_nothing():
@@ -485,6 +521,22 @@ def test_a_checkpoint_has_the_joules_of_all_processes(tmp_path, monkeypatch):
     saver.save(at, stepper)
     assert newest_state(tmp_path)["position"]["energy_j"] == 9.0
     assert at.energy_j == 4.0  # of this process, which goes on counting its own
+
+
+def test_a_run_that_passed_over_a_damaged_checkpoint_keeps_good_ones_only(tmp_path):
+    model, world, folder = torch.nn.Linear(2, 2), World("cpu"), tmp_path / "checkpoints"
+    optim = torch.optim.SGD(model.parameters(), lr=0.1)
+    precision = Precision("fp32", world.device)
+    stepper = SimpleNamespace(model=model, optim=optim, precision=precision, ema=None)
+    for step in range(3):  # the last one is damaged, and met when the run goes on
+        saver = Saver(folder, world, Stop(), {}, keep=2, every_s=0.0)
+        saver.latest()
+        saver.save(Position(step=step), stepper)
+        if step == 1:
+            (folder / "000002" / "model.safetensors").write_bytes(b"half")
+    assert sorted(path.name for path in folder.iterdir()) == ["000001", "000003"]
+    saver.save(Position(step=3), stepper)
+    assert sorted(path.name for path in folder.iterdir()) == ["000003", "000004"]
 
 
 class FakeNvml:

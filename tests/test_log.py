@@ -1,5 +1,6 @@
 """RUN/settings.json: what may change on a folder, and what may not."""
 
+import errno
 import json
 import time
 from dataclasses import replace
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from shards.console import UserError
 from train.log import MetricsLog, read_metrics
 from train.recipes.bassi import demo
-from train.settings import write_settings
+from train.settings import held, write_settings
 from train.store import InputConfig
 
 
@@ -20,6 +21,11 @@ def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path):
     write_settings(run, demo(), tmp_path, synthetic=True)
     write_settings(run, replace(demo(), seed=7), tmp_path, synthetic=True)
     assert json.loads((run / "settings.json").read_bytes())["config"]["seed"] == 7
+    (run / "covid").mkdir()
+    (run / "covid" / "model.json").write_text("{}")  # finished, without its checkpoints
+    with pytest.raises(UserError, match=r"differing: config\.seed"):
+        write_settings(run, replace(demo(), seed=8), tmp_path, synthetic=True)
+    (run / "covid" / "model.json").unlink()
     (run / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"differing: config\.seed"):
         write_settings(run, replace(demo(), seed=8), tmp_path, synthetic=True)
@@ -32,6 +38,21 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="is not empty and holds no run"):
         write_settings(tmp_path, demo(), tmp_path, synthetic=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with held(run), pytest.raises(UserError, match="another training is at work in"), held(run):
+        pass
+    with held(run):  # what one left that was killed before it wrote its settings
+        write_settings(run, demo(), tmp_path, synthetic=True)
+
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("train.settings.fcntl.flock", unknown)
+    with held(run):
+        assert "cannot be locked (No locks available)" in capsys.readouterr().err
 
 
 def test_lines_behind_the_checkpoint_are_cut_off(tmp_path: Path):

@@ -18,6 +18,7 @@ from train.expand import Expander
 from train.preview import PreviewCommand, _cells, describe, preview
 from train.recipes import recipe
 from train.store import Store
+from train.weights import StartConfig
 
 SIZE = 64
 EVERYTHING = Augment(
@@ -78,6 +79,7 @@ def test_every_kind_of_change_has_its_words():
     [
         ({"stage": "nope"}, r"no stage 'nope' in demo; it has: chestxray14, covid"),
         ({"epoch": -1}, "--epoch -1; epochs count from 0"),
+        ({"epoch": 5_000_000_000}, "--epoch 5000000000; epochs count from 0, to 1000000000"),
         ({"out": "absent/sheet.png"}, "it must name a file in a folder that is there"),
         ({"shards": "absent"}, "no folder"),
     ],
@@ -87,6 +89,13 @@ def test_wrong_requests_are_refused(changes, message, tiny_shards, tmp_path):
     command = PreviewCommand(tiny_shards, recipe("demo"), tmp_path / "sheet.png", stage="covid")
     with pytest.raises(UserError, match=message):
         preview(replace(command, **(changes | paths)))
+
+
+def test_skipped_stages_are_not_drawn(tiny_shards, tmp_path):
+    start = StartConfig("checkpoint", tmp_path)
+    config = replace(recipe("demo"), skip_stages=1, start=start)
+    with pytest.raises(UserError, match="no stage 'chestxray14' in demo; it has: covid"):
+        preview(PreviewCommand(tiny_shards, config, tmp_path / "sheet.png", stage="chestxray14"))
 
 
 def test_a_stage_without_any_image_of_a_class_is_refused(tiny_shards, tmp_path):

@@ -291,6 +291,12 @@ def test_a_folder_of_another_run_is_refused(fail_with, finished, tiny_shards, tm
     assert f"{tmp_path / 'mine'} is not empty and holds no run" in line
 
 
+def test_a_run_finished_on_other_data_is_refused(fail_with, finished, tiny_shards):
+    (finished / "covid" / "model.json").write_text('{"manifest_hash": "of older shards"}')
+    line = fail_with(*arguments(tiny_shards, finished))
+    assert f"is finished, and was trained on another {COVID} than is in {tiny_shards} now" in line
+
+
 def test_a_start_of_another_architecture_is_refused(fail_with, tiny_shards, tmp_path):
     values = dict.fromkeys(("dataset", "manifest_hash", "recipe", "stage"), "first")
     values |= {"architecture": "densenet201", "exclusive": True, "size": 32, "synthetic": True}
@@ -349,6 +355,7 @@ def test_a_dropped_remainder_that_leaves_no_step_is_refused(tiny_shards, tmp_pat
         (["--seed", "1.5"], "Error parsing --seed"),
         (["--optim.name", "apex-adam"], "apex-adam needs a GPU; take adam"),
         (["--architecture", "vgg7"], "no architecture 'vgg7'; there are: densenet121"),
+        (["--start.path", "runs/first"], "start.path is runs/first, which start.kind random does"),
         (["--start.kind", "chexnet"], "--start.kind chexnet needs --start.path"),
     ],
 )

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
@@ -279,3 +280,13 @@ def test_another_runs_last_stage(finished_run):
 def test_another_runs_architecture_must_be_the_recipes(finished_run):
     with pytest.raises(UserError, match="holds a densenet121, the recipe trains a densenet201"):
         start_model(StartConfig("checkpoint", finished_run), "densenet201", COVID)
+
+
+def test_one_changed_bit_of_a_runs_weights_is_noticed(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    path = run / "first" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # inside a tensor, where safetensors itself sees nothing
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"safetensors is damaged \(its SHA-256 is not the one in"):
+        start_model(StartConfig("checkpoint", run), "densenet121", COVID)

@@ -4,6 +4,7 @@ Run: python tests/tiny_training.py SHARDS RUN [SECONDS A STEP TAKES AT LEAST]: o
      python tests/tiny_training.py kills SHARDS FOLDER: FOLDER/whole; FOLDER/cut: killed 10 times
      python tests/tiny_training.py averages SHARDS FOLDER: two ranks, FOLDER/cut stopped twice
      python tests/tiny_training.py moments SHARDS FOLDER: FOLDER/cut: signals at different moments
+     python tests/tiny_training.py loads SHARDS FOLDER: a signal to one rank, while both decode
 """
 
 import json
@@ -23,12 +24,15 @@ import torch
 import torchvision
 
 from shards.console import run as run_main
+from shards.split_reader import SplitReader
+from train import decoding
 from train import loop as train_loop
 from train.__main__ import TrainCommand, train
 from train.augment import EIGHT, Augment
 from train.config import KeptNeuron, LabelExpansion, Stage, TrainConfig
 from train.phases import Phase
 from train.step import Stepper
+from train.store import InputConfig
 from train.weights import StartConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,11 +212,34 @@ def moments(shards: Path, folder: Path) -> None:
     assert two_ranks(shards, run, config=config) == [0, 0]
 
 
+def slow_reads() -> None:
+    """Rank 1 is told to stop at its first image; rank 0 says when it has one, twice a second."""
+    read, first = SplitReader.read, os.environ["RANK"] == "0"
+
+    def meddled(reader: SplitReader, position: int) -> bytes:
+        if first:
+            print("read", position, flush=True)
+            time.sleep(0.5)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(reader, position)
+
+    SplitReader.read, decoding.CHUNK = meddled, 1
+
+
+def loads(shards: Path, folder: Path) -> None:
+    """What rank 1 is told, rank 0 heeds, which would need seconds for its part."""
+    config = replace(CONFIG, input=InputConfig(threads=1))
+    assert two_ranks(shards, folder / "cut", slow_reads, config) == [0, 0]
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "kills":
         kills(Path(sys.argv[2]), Path(sys.argv[3]))
     elif sys.argv[1] == "averages":
         averages(Path(sys.argv[2]), Path(sys.argv[3]))
+    elif sys.argv[1] == "loads":
+        loads(Path(sys.argv[2]), Path(sys.argv[3]))
     elif sys.argv[1] == "moments":
         moments(Path(sys.argv[2]), Path(sys.argv[3]))
     else:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -25,7 +26,7 @@ from train.loop import Trainer
 from train.preview import PreviewCommand, preview
 from train.recipes import RECIPES, recipe
 from train.runs import read_json
-from train.settings import jsonable, write_settings
+from train.settings import held, jsonable, write_settings
 from train.stop import Interrupted
 
 USAGE = """usage: python -m train RECIPE --shards DIR --run DIR [--SETTING VALUE ...]
@@ -131,15 +132,23 @@ def train(command: TrainCommand) -> None:
 
 def _train(command: TrainCommand, config: TrainConfig, world: World) -> None:
     trainer = Trainer(config, command.shards, command.run, world)
-    if world.is_first:
-        synthetic = any(manifest.synthetic for manifest in trainer.manifests)
-        write_settings(command.run, config, command.shards, synthetic)
-    world.barrier()
-    try:
-        if not is_finished(command.run, config):
-            trainer.run()
-    except Interrupted as stop:
+    done = is_finished(command.run, config)
+    with held(command.run) if world.is_first and not done else nullcontext():
         if world.is_first:
+            synthetic = any(manifest.synthetic for manifest in trainer.manifests)
+            write_settings(command.run, config, command.shards, synthetic)
+        world.barrier()
+        if done:
+            trainer.check_finished()
+        else:
+            _run(trainer)
+
+
+def _run(trainer: Trainer) -> None:
+    try:
+        trainer.run()
+    except Interrupted as stop:
+        if trainer.world.is_first:
             print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130 if stop.number == signal.SIGINT else 0)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,12 @@ def weights_of(model: nn.Module) -> Tensors:
     return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
 
 
-def save_checkpoint(folder: Path, content: Checkpoint, keep: int) -> None:
+def save_checkpoint(
+    folder: Path, content: Checkpoint, keep: int, passed: Set[int] = frozenset()
+) -> None:
     """Write the next numbered checkpoint; remove all but the last `keep`, and the best weights of
-    which none of those speaks."""
+    which none of those speaks. passed: numbers that the run passed over when it went on, damaged
+    ones; they are none of those kept and go too."""
     temporary = _fresh(folder)
     number = max(numbers_of(folder), default=0) + 1
     for name, tensors in (("model", content.weights), ("optim", content.optim)):
@@ -107,7 +111,7 @@ def save_checkpoint(folder: Path, content: Checkpoint, keep: int) -> None:
     _sync(temporary)
     temporary.replace(folder / f"{number:06d}")
     _sync(folder)
-    _prune(folder, keep)
+    _prune(folder, keep, passed)
 
 
 def save_best(folder: Path, name: str, model: nn.Module) -> str:
@@ -186,8 +190,10 @@ def _compare(path: Path, digest: str) -> None:
         raise ValueError(f"the SHA-256 of {path.name} differs")
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in numbers_of(folder)[:-keep]:
+def _prune(folder: Path, keep: int, passed: Set[int]) -> None:
+    numbers = numbers_of(folder)
+    kept = [number for number in numbers if number not in passed][-keep:]
+    for old in set(numbers).difference(kept):
         shutil.rmtree(folder / f"{old:06d}")
     spoken_of = set()
     for number in numbers_of(folder):

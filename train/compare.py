@@ -14,11 +14,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from shards.console import UserError
+from shards.console import UserError, warn
 from train.log import read_metrics
 from train.runs import read_settings, stage_names
 
 _SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps")
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
 _COLUMNS = (
     *("run", "stage", "phase", "ends at", "best epoch", "val loss"),
     *("test accuracy", "test AUROC", "test F1", "images", "time", "energy"),
@@ -80,12 +81,15 @@ def compare(command: CompareCommand) -> None:
 
 
 def run_names(runs: tuple[Path, ...]) -> dict[Path, str]:
-    """Each run's recipe, or its folder's name where a recipe was run twice."""
+    """Each run's recipe, or its folder's name where a recipe was run twice, or its whole path where
+    that is another's name too."""
     if not runs:
         raise UserError("compare takes at least one run folder")
     recipes = {run: str(read_settings(run).get("recipe", run.name)) for run in runs}
     found = list(recipes.values())
-    return {run: name if found.count(name) == 1 else run.name for run, name in recipes.items()}
+    names = {r: name if found.count(name) == 1 else r.resolve().name for r, name in recipes.items()}
+    found = list(names.values())
+    return {run: name if found.count(name) == 1 else str(run) for run, name in names.items()}
 
 
 def phase_rows(run: Path, name: str) -> list[PhaseRow]:
@@ -104,16 +108,18 @@ def phase_rows(run: Path, name: str) -> list[PhaseRow]:
 
 def _results(run: Path, place: int, stage: str) -> list[dict[str, Any]]:
     path = run / stage / "result.json"
-    states = sorted((run / "checkpoints").glob("[0-9]*/state.json"))
-    position: dict[str, Any] = {"stage": None}
     try:
         if path.is_file():
-            position = {"stage": place, "phases": json.loads(path.read_bytes())["phases"]}
-        elif states:
-            position = json.loads(states[-1].read_bytes())["position"]
-        return position["phases"] if position["stage"] == place else []
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the results in {run} cannot be read ({error})") from error
+            return json.loads(path.read_bytes())["phases"]
+    except _DAMAGE as error:
+        raise UserError(f"the results in {path} cannot be read ({error})") from error
+    for state in sorted((run / "checkpoints").glob("[0-9]*/state.json"), reverse=True):
+        try:
+            position = json.loads(state.read_bytes())["position"]
+            return position["phases"] if position["stage"] == place else []
+        except _DAMAGE as error:
+            warn(f"{state} cannot be read ({error}); taking the checkpoint before it")
+    return []
 
 
 def _row(
@@ -172,7 +178,7 @@ def draw(rows: list[PhaseRow], path: Path) -> None:
         mine = [row for row in rows if row.run == run]
         values = [row.accuracy if accuracy else row.auroc for row in mine]
         heights = [float("nan") if value is None else value for value in values]
-        panel.plot([row.ends for row in mine], heights, marker="o", label=run)
+        panel.plot([row.ends for row in mine], heights, marker="o", label=run.replace("$", r"\$"))
     panel.set_xticks(sorted({row.ends for row in rows}))
     panel.set(
         xlabel="epoch at the end of the phase",

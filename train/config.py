@@ -135,6 +135,11 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"optim.clip_norm is {clip}; over 0, or None")
     if not 0 <= momentum < 1:
         raise UserError(f"optim.momentum is {momentum}; 0 or more and under 1")
+    if config.start.path is not None and config.start.kind in ("random", "imagenet"):
+        raise UserError(
+            f"start.path is {config.start.path}, which start.kind {config.start.kind} does not "
+            "read; take --start.kind checkpoint (a run) or chexnet (its file), or leave it out"
+        )
     names = [stage.name for stage in config.stages]
     for stage in config.stages:
         if not _NAME.fullmatch(stage.name) or stage.name in _TAKEN or names.count(stage.name) > 1:

@@ -28,8 +28,9 @@ class World:
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.device = choose_device(device, self.local_rank)
+        self._store: dist.Store | None = None  # this start's own
         if self.size > 1:
-            _join("nccl" if self.device.type == "cuda" else "gloo")
+            self._store = _join("nccl" if self.device.type == "cuda" else "gloo")
 
     @property
     def is_first(self) -> bool:
@@ -60,6 +61,17 @@ class World:
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor)
+
+    def tell_signal(self, number: int) -> None:
+        """For the others to find, who are at work and need not wait for it."""
+        if self._store is not None:
+            self._store.set("signal", str(number))
+
+    def told_signal(self) -> int:
+        """A signal that a rank has told of; 0: none."""
+        if self._store is None or not self._store.check(["signal"]):
+            return 0
+        return int(self._store.get("signal"))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """DDP for what is trainable now; wrap again whenever that changes, or ranks diverge."""
@@ -165,8 +177,9 @@ class World:
         return out
 
 
-def _join(backend: str) -> None:
-    """Find the other ranks. RunFailed when they do not come, or end meanwhile.
+def _join(backend: str) -> dist.Store:
+    """Find the other ranks; the store of this start. RunFailed when they do not come, or end
+    meanwhile.
 
     torchrun keeps one store over all restarts and torch 2.15 names its keys alike in each: a rank
     that comes first would read the addresses of its dead predecessors. So each start has its own.
@@ -178,6 +191,7 @@ def _join(backend: str) -> None:
             store = store.underlying_store
         own = dist.PrefixStore(name_start(store, rank, size), store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+        return own
     except RuntimeError as error:
         raise RunFailed(
             f"the processes of this run did not find one another ({one_line(str(error))[:200]}); "

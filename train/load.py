@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from train.shared import (
     smallest,
 )
 from train.sources import PinnedSource, copy_into
+from train.stop import Stop
 from train.store import InputConfig, Store
 from train.stream import StreamSource
 
@@ -42,13 +43,13 @@ def load_stores(
     config: InputConfig,
     world: World,
     note: Callable[[dict[str, Any]], None] | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, Store]:
     """Splits of the data set in `folder`; all processes of the world call it together. note: is
-    given what was taken (see Loader.taken).
-
+    given what was taken (see Loader.taken). stop: a signal to any process ends it on all.
     Every shard's SHA-256 is compared with the manifest's first; RunFailed when one differs.
     """
-    loader = Loader(folder, manifest, splits, size, config, world.device, world)
+    loader = Loader(folder, manifest, splits, size, config, world.device, world, stop=stop)
     if world.is_first:
         print(loader.describe(), file=sys.stderr)
     if note:
@@ -84,11 +85,12 @@ class Loader:
         device: torch.device,
         world: World | None,
         shown: bool = True,
+        stop: Stop | None = None,
     ) -> None:
         """world: None for one process that needs no other. UserError when the memory that was
         asked for is not there."""
         self.folder, self.manifest, self.size, self.config = folder, manifest, size, config
-        self.device, self.world = device, world
+        self.device, self.world, self.stop = device, world, stop
         self.shown = shown and (world is None or world.is_first)
         self.backend, self.decode = choose_backend(config.backend, device)
         self.threads = config.num_threads(world.local_size if world else 1)
@@ -160,6 +162,7 @@ class Loader:
             with progress(f"check {split}", stop - start, shown=self.shown) as advance:
                 for count in counts:
                     advance(count)
+                    self._heed()
 
         self._finish(scan)
         source = StreamSource(reader, self.decode, self.size, self.threads, self.device)
@@ -200,15 +203,24 @@ class Loader:
                 put(start, part)
                 start += len(part)
                 advance(len(part))
+                self._heed()
         return start
+
+    def _leave(self) -> AbstractContextManager[None]:  # around long work that holds no exchange
+        return self.stop.together(self.world) if self.stop and self.world else nullcontext()
+
+    def _heed(self) -> None:
+        if self.stop and self.world:
+            self.stop.heed(self.world)
 
     def _finish(self, work: Callable[[], None]) -> None:
         """Do this process's part, wait for the others', and fail when any has failed."""
         error: Exception | None = None
-        try:
-            work()
-        except Exception as caught:
-            error = caught
+        with self._leave():
+            try:
+                work()
+            except Exception as caught:
+                error = caught
         agree(error, self.world)
 
     def _cached(self, cache: Path, split: str) -> Store | None:
@@ -301,14 +313,15 @@ class Loader:
             if to_disk
             else self._target(key.count, sharing=True)
         )
-        try:
-            file = StoreFile(path, key)
-            parts = Ahead(file.read_all(start, stop, self.threads), f"reading {path}")
-            put = _drop if to_disk else partial(copy_into, images)
-            self._put_all(f"read {key.split}", parts, start, stop, put)
-        except (StaleStore, OSError) as error:
-            problem = str(error)
-            warn(f"{path}: {problem}; it is written again")
+        with self._leave():
+            try:
+                file = StoreFile(path, key)
+                parts = Ahead(file.read_all(start, stop, self.threads), f"reading {path}")
+                put = _drop if to_disk else partial(copy_into, images)
+                self._put_all(f"read {key.split}", parts, start, stop, put)
+            except (StaleStore, OSError) as error:
+                problem = str(error)
+                warn(f"{path}: {problem}; it is written again")
         if largest(int(problem is not None), self.world):
             if is_leader(self.world):
                 path.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ from train.phases import Phase, finished
 from train.position import Position
 from train.precision import Precision
 from train.results import best_path, load_best, phase_result, write_stage
-from train.runs import ModelSpec
+from train.runs import ModelSpec, read_json
 from train.sampling import balanced_order
 from train.saver import Saver
 from train.settings import identity_of, note_start
@@ -102,6 +102,16 @@ class Trainer:
                 ) from error
             raise
 
+    def check_finished(self) -> None:
+        """UserError where a finished stage was trained on other data than what is there now."""
+        for stage in self.config.stages:
+            now = manifest_hash(self.shards / stage.dataset)
+            if read_json(self.folder / stage.name / "model.json").get("manifest_hash", now) != now:
+                raise UserError(
+                    f"{self.folder} is finished, and was trained on another {stage.dataset} than "
+                    f"is in {self.shards} now; take another --run folder, or what that run had"
+                )
+
     def _run(self) -> None:
         checkpoint = self.saver.latest()
         if checkpoint and self.world.is_first:
@@ -110,13 +120,12 @@ class Trainer:
         if not self.world.is_first:
             self.at.energy_j = 0.0  # a checkpoint has that of all processes
         self.log = MetricsLog(self.folder, self.at.lines) if self.world.is_first else None
-        with self.stop.at_once():
+        with self.stop.together(self.world):
             self.model, vocabulary = self._first_model(checkpoint)
         for stage in self.config.stages[self.at.stage :]:
             vocabulary = self._run_stage(stage, vocabulary, checkpoint)
             checkpoint = None
         if self.log:
-            draw_curves(self.folder)
             self.log.close()
 
     def _compare_precision(self, checkpoint: Checkpoint) -> None:
@@ -158,11 +167,13 @@ class Trainer:
         self.stores = self._load_stores(stage, vocabulary)
         self.expansions = expansions_of(stage, vocabulary)
         self.loss = loss_of(stage, vocabulary, self.world.device)
+        self._check_known(stage, vocabulary)
         while self.at.phase < len(stage.phases):
             self._run_phase(stage, stage.phases[self.at.phase], checkpoint)
             checkpoint = None
         if self.world.is_first:
             spec = self._spec(stage)
+            draw_curves(self.folder)  # before the stage counts as finished
             write_stage(self.folder / stage.name, self.model, spec, self.stores, self.at.phases)
         for store in self.stores.values():
             store.close()
@@ -170,18 +181,29 @@ class Trainer:
         self.at.end_stage()
         return vocabulary
 
+    def _check_known(self, stage: Stage, vocabulary: Vocabulary) -> None:
+        """UserError where there is nothing to learn, or nothing to choose the best epoch by."""
+        chosen = any(phase.keep != "last" for phase in stage.phases)
+        for split in ("train", "val") if chosen else ("train",):
+            if not self.loss.terms(self.stores[split].labels).any():
+                raise UserError(
+                    f"stage {stage.name}: no image of {split} has a known label (of: "
+                    f"{', '.join(vocabulary.names)}); ingest with labels, or take other --stages."
+                    f"{stage.name}.labels"
+                )
+
     def _load_stores(self, stage: Stage, vocabulary: Vocabulary) -> dict[str, Store]:
         manifest = self.manifests[self.at.stage]
-        with self.stop.at_once():
-            stores = load_stores(
-                self.shards / stage.dataset,
-                manifest,
-                SPLITS,
-                size=self.config.size,
-                config=self.config.input,
-                world=self.world,
-                note=partial(self._note_start, stage),
-            )
+        stores = load_stores(
+            self.shards / stage.dataset,
+            manifest,
+            SPLITS,
+            size=self.config.size,
+            config=self.config.input,
+            world=self.world,
+            note=partial(self._note_start, stage),
+            stop=self.stop,
+        )
         if self.world.is_first:
             keys = {split: store.keys for split, store in stores.items()}
             write_splits(self.folder / stage.name, keys)

@@ -21,13 +21,21 @@ from shards.manifest import Manifest, load_manifest
 from shards.preprocess import MEAN, STD, prepare
 from shards.writer import write_atomic
 from train.augment import CopyParameters
-from train.config import Stage, TrainConfig, check_config, expansions_of, vocabulary_of
+from train.config import (
+    Stage,
+    TrainConfig,
+    check_config,
+    expansions_of,
+    vocabulary_of,
+    without_skipped,
+)
 from train.expand import Expander, copies_from
 from train.store import Store
 from train.warp import Warper
 
 _CELL, _GAP, _LINE, _TITLE = 150, 6, 13, 30  # px: a copy, between copies, lines of text
 _COLUMNS = 12  # 72 copies: a row per rotation
+_MAX_EPOCH = 1_000_000_000  # an address has 32 bits for it
 _EPOCHS = 8  # of a class whose images are not multiplied: its one copy in each
 
 
@@ -49,8 +57,8 @@ class PreviewCommand:
 
 def preview(command: PreviewCommand) -> None:
     """Write the sheet. UserError for a stage or a data set that is not there."""
-    config = command.config
-    check_config(config)
+    check_config(command.config)
+    config = without_skipped(command.config)
     names = [stage.name for stage in config.stages]
     if command.stage is not None and command.stage not in names:
         raise UserError(
@@ -58,8 +66,8 @@ def preview(command: PreviewCommand) -> None:
         )
     if command.out.is_dir() or not command.out.parent.is_dir():
         raise UserError(f"--out {command.out}: it must name a file in a folder that is there")
-    if command.epoch < 0:
-        raise UserError(f"--epoch {command.epoch}; epochs count from 0")
+    if not 0 <= command.epoch <= _MAX_EPOCH:
+        raise UserError(f"--epoch {command.epoch}; epochs count from 0, to {_MAX_EPOCH}")
     rows = [
         row
         for stage in config.stages

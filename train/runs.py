@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from shards.console import UserError
@@ -85,7 +85,8 @@ def stage_names(run: Path) -> list[str]:
 def load_run_model(run: Path, stage: str | None = None) -> tuple[nn.Module, ModelSpec]:
     """The network of a finished stage (default: the last), in eval mode on the CPU.
 
-    UserError when the stage is unknown or unfinished, or when the weights do not fit.
+    UserError when the stage is unknown or unfinished, or when the weights do not fit, or are not
+    those whose hash model.json has.
     """
     names = stage_names(run)
     name = stage or names[-1]
@@ -95,8 +96,11 @@ def load_run_model(run: Path, stage: str | None = None) -> tuple[nn.Module, Mode
     model = build_model(spec.architecture, len(spec.labels), head=spec.head, size=spec.size)
     path = run / name / "model.safetensors"
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != spec.weights_sha256:
+            raise ValueError("its SHA-256 is not the one in model.json")
+        weights = load(data)
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); train again, or export elsewhere") from error
     load_weights(model, weights, str(path))
     return model.eval(), spec

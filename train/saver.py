@@ -14,6 +14,7 @@ from train.checkpoint import (
     Checkpoint,
     Tensors,
     load_optim,
+    numbers_of,
     optim_tensors,
     save_best,
     save_checkpoint,
@@ -41,6 +42,7 @@ class Saver:
     saved_at: float = field(default_factory=time.monotonic)
     best_file: str = ""
     best_sha256: str = ""
+    passed: frozenset[int] = frozenset()  # checkpoints behind the one that the run went on from
 
     def latest(self) -> Checkpoint | None:
         """What the run goes on from, the same on all processes, which call it together. UserError
@@ -55,6 +57,7 @@ class Saver:
                 f"{', '.join(differing[:5])}); take another --run folder, or what that run had"
             )
         self.best_file, self.best_sha256 = found.best_file, found.best_sha256
+        self.passed = frozenset(n for n in numbers_of(self.folder) if n > found.number)
         return found
 
     def wanted(self) -> bool:
@@ -100,7 +103,7 @@ class Saver:
                 best_file=self.best_file,
                 best_sha256=self.best_sha256,
             )
-            save_checkpoint(self.folder, content, self.keep)
+            save_checkpoint(self.folder, content, self.keep, self.passed)
         self.saved_at = time.monotonic()
 
     def write_best(self, at: Position, model: nn.Module) -> None:

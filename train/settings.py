@@ -1,12 +1,14 @@
 """RUN/settings.json, environment.json and starts.jsonl: what a run is, and where it ran."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,12 +16,13 @@ from typing import Any
 
 import torch
 
-from shards.console import UserError
+from shards.console import UserError, warn
 from shards.manifest import Manifest, manifest_hash
 from shards.writer import write_atomic
 from train.config import TrainConfig
 from train.runs import read_settings
 
+_LOCK = ".lock"
 _PACKAGES = ("cxrstack", "torchvision", "timm", "numpy", "safetensors", "nvidia-dali-cuda130")
 
 # What may change when a run goes on: where and how it computes, not what.
@@ -50,21 +53,51 @@ def identity_of(config: TrainConfig, shards: Path, manifests: Sequence[Manifest]
     return {"config": jsonable(asdict(config)), "data": data}
 
 
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other trainings out of the run's folder, which is made where it is missing. UserError
+    where one is at work there, or the folder holds other things. The lock ends with the process."""
+    _make(run)
+    with (run / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another training is at work in {run}; wait for its end, or take another --run"
+            ) from None
+        except OSError as error:  # some network file systems know no locks
+            warn(f"{run} cannot be locked ({error.strerror}); see that no other run writes there")
+        yield
+
+
+def _make(run: Path) -> None:
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--run {run} is no folder; take another")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run {run} cannot be made ({error.strerror}); take another") from error
+    others = {path.name for path in run.iterdir()} - {_LOCK}
+    if others and "settings.json" not in others:
+        raise UserError(f"{run} is not empty and holds no run; take another --run folder")
+
+
 def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool) -> None:
     """RUN/settings.json; a folder that holds a run with other settings is refused (UserError).
 
-    Until the first checkpoint nothing is lost, so corrected settings replace the old ones.
+    Until there is a checkpoint or a finished stage nothing is lost, so corrected settings replace
+    the old ones.
     """
+    _make(run)
     path = run / "settings.json"
-    if run.exists() and not run.is_dir():
-        raise UserError(f"--run {run} is no folder; take another")
     settings = {
         "recipe": config.recipe,
         "config": jsonable(asdict(config)),
         "shards": str(shards.resolve()),
         "synthetic": synthetic,
     }
-    if path.is_file() and (run / "checkpoints").is_dir():
+    trained = (run / "checkpoints").is_dir() or any(run.glob("*/model.json"))
+    if path.is_file() and trained:
         differing = differences(read_settings(run), settings)
         if differing:
             raise UserError(
@@ -72,12 +105,6 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
                 "--run folder, or the settings of that run"
             )
         return
-    if not path.is_file() and run.is_dir() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty and holds no run; take another --run folder")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--run {run} cannot be made ({error.strerror}); take another") from error
     command = " ".join(["python -m train", *sys.argv[1:]])
     write_json(path, {**settings, "command": command, "commit": _commit()})
     write_json(run / "environment.json", environment())

@@ -1,11 +1,14 @@
 """SIGINT and SIGTERM (a preempted job): noted, and obeyed where nothing is half done."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from train.dist import World
+
+_ASK_S = 0.5  # between two questions to the other ranks: each is a message over the network
 
 
 class Interrupted(BaseException):
@@ -23,6 +26,7 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None
         self._at_once = False
+        self._asked_at = float("-inf")
 
     def listen(self) -> None:
         """Take over both signals."""
@@ -47,9 +51,19 @@ class Stop:
         leaves it at once, waits for the others to end theirs, and all raise Interrupted."""
         with suppress(Interrupted), self.at_once():
             yield
+        if self.number is not None:
+            world.tell_signal(self.number)
         number = int(world.max(float(self.number or 0)))
         if number:
             raise Interrupted(number)
+
+    def heed(self, world: World) -> None:
+        """Within long work of `together` (decoding a split): leave it where another rank was asked
+        to stop, which is waiting."""
+        if time.monotonic() - self._asked_at > _ASK_S:
+            self._asked_at = time.monotonic()
+            if number := world.told_signal():
+                raise Interrupted(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number

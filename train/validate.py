@@ -43,7 +43,7 @@ def validate(
     gathered = world.gather_rows(rows, len(store)).cpu().numpy()
     metrics = evaluate_logits(loss.scores(gathered[:, 1:]), store.labels, exclusive)
     terms = loss.terms(store.labels) * expander.factors(store.labels)
-    mean = float(gathered[:, 0].sum() / terms.sum())
+    mean = float(gathered[:, 0].sum() / terms.sum()) if terms.any() else float("nan")
     return replace(metrics, loss=mean)
 
 
