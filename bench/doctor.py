@@ -43,7 +43,7 @@ from train.expand import Copies, Expander
 from train.input_torch import resize_group
 from train.optim import OptimConfig, build_optim
 from train.phases import Phase
-from train.precision import Precision
+from train.precision import Precision, set_cuda
 from train.store import Store
 
 ONCE = ("read", "decode", "resize", "copy")
@@ -214,6 +214,7 @@ def _each(store: Store, config: DoctorBench, clock: Clock) -> tuple[list[Part], 
     """The parts of every step, and the whole step per copy."""
     world = World("auto")
     device, precision = world.device, Precision("auto", world.device)
+    set_cuda(device, tf32=True, few_shapes=True)
     model, _ = build_pair(config.architecture, len(CHESTXRAY14), quick=config.quick)
     model = model.to(device).train()
     optim = build_optim(OptimConfig(), model, Phase("all", 1, "all", 1e-4))

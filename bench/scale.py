@@ -25,7 +25,7 @@ from train.dist import World
 from train.expand import Expander
 from train.optim import OptimConfig, build_optim
 from train.phases import Phase
-from train.precision import Precision
+from train.precision import Precision, set_cuda
 from train.step import Stepper
 from train.store import Store
 
@@ -88,6 +88,7 @@ def _work(settings: dict[str, Any], batch: int, quick: bool) -> None:
     config = replace(ScaleBench(batch=batch, quick=quick), **settings)
     world = World("auto")
     torch.set_num_threads(_threads())
+    set_cuda(world.device, tf32=True, few_shapes=True)
     count = batch * world.size
     labels = np.eye(len(CHESTXRAY14), dtype=np.int8)[np.arange(count) % len(CHESTXRAY14)]
     images = torch.randint(0, 256, (count, config.size, config.size), dtype=torch.uint8)
