@@ -154,11 +154,24 @@ def open_network(config: ScoreConfig, device: int = 0) -> Network:
     if network.provider != "cuda":
         return network
     try:
-        network.score([np.zeros((network.info.size, network.info.size), np.uint8)])
+        _try(network)
     except RunFailed as error:
         warn(f"{error}; going on without CUDA graphs")
         network = _open(config, provider, GpuOptions(device, config.fp16))
+    else:
+        return network
+    if provider == "auto":  # cuDNN loads some of its libraries when it computes
+        try:
+            _try(network)
+        except RunFailed as error:
+            warn(f"{error}; going on with the CPU, as --provider auto allows")
+            network = _open(config, "cpu", GpuOptions())
     return network
+
+
+def _try(network: Network) -> None:
+    """Score a black image. RunFailed when the network does not run."""
+    network.score([np.zeros((network.info.size, network.info.size), np.uint8)])
 
 
 def _open(config: ScoreConfig, provider: Provider, gpu: GpuOptions) -> Network:
@@ -181,6 +194,8 @@ def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: 
     if gpus == 1:
         run_here(work, network, workers)
     else:
+        if network.provider == "tensorrt":
+            _try(network)  # builds the engines, which the processes else build each, minutes long
         each = max(1, workers // gpus)
         run_on_each(run_share, [(work, config, each, Share(i, gpus)) for i in range(gpus)])
 
@@ -239,6 +254,7 @@ def _request(
         "labels": list(info.labels),
         "preprocessing_version": info.preprocessing_version,
         "provider": config.provider,
+        "fp16": config.fp16,
         "batch": config.batch,
         "unit_inputs": UNIT_INPUTS,
         "operating_point": config.operating_point,
@@ -299,7 +315,7 @@ def _summarise(
         "model_sha256": request["model_sha256"],
         # None of a stranger's model, which does not say.
         "weights_sha256": network.info.weights_sha256 or None,
-        "precision": network.info.precision if network.info.weights_sha256 else None,
+        "precision": _precision_used(config, network.info),
         "labels": list(network.info.labels),
         "exclusive": network.info.exclusive,
         "dataset": network.info.dataset,
@@ -314,6 +330,13 @@ def _summarise(
         "provider": _provider_used(config, network),
         "synthetic": network.info.synthetic,
     }
+
+
+def _precision_used(config: ScoreConfig, info: ModelInfo) -> str | None:
+    """None of a stranger's model, which does not say."""
+    if not info.weights_sha256:
+        return None
+    return "fp16" if config.fp16 and info.precision == "fp32" else info.precision
 
 
 def _provider_used(config: ScoreConfig, network: Network) -> str:

@@ -52,6 +52,23 @@ def test_a_provider_that_does_not_load_is_an_error(tmp_path, monkeypatch, provid
         create_session(path, provider, 1)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_the_library_that_is_missing_is_named_in_one_line(tmp_path, monkeypatch, capfd, provider):
+    """A GPU's onnxruntime where CUDA is not installed: it prints four lines of its own."""
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    severity = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas"))
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", severity.append)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    missing = rf"did not load \(.*libonnxruntime_providers_{provider}\.so: cannot open shared"
+    with pytest.raises(UserError, match=missing):
+        create_session(write_model(tmp_path / "m.onnx"), provider, 1)
+    assert severity == [4]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_layers_that_a_provider_leaves_to_another_are_an_error(tmp_path, monkeypatch):
     path = write_model(tmp_path / "m.onnx")
     session = create_session(path, "cpu", 1)

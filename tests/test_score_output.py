@@ -275,14 +275,31 @@ def test_gpus_of_a_run_on_the_cpu_are_refused_before_anything_is_written(
     assert not asked.out.exists()
 
 
+def test_half_precision_is_of_the_request_and_said(tmp_path, monkeypatch):
+    """A run that stopped does not go on in another precision than it began."""
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3)), provider="cpu")
+    network = open_network(asked)
+    monkeypatch.setattr("serve.score.open_network", lambda config: network)
+    for fp16 in (False, True):
+        on_gpu = replace(asked, provider="tensorrt", fp16=fp16, out=tmp_path / f"out-{fp16}")
+        score(on_gpu)
+        done = ScoreFolder(on_gpu.out).summary()
+        assert done is not None
+        assert done["precision"] == ("fp16" if fp16 else "fp32")
+        with pytest.raises(UserError, match=r"fp16 was (false, now true|true, now false)"):
+            score(replace(on_gpu, fp16=not fp16))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_gpu_gives_the_scores_of_the_cpu(tmp_path, provider):
-    if not any(provider in name.lower() for name in onnxruntime.get_available_providers()):
-        pytest.skip(f"this onnxruntime has no {provider}")
-    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)))
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)), provider="cpu")
     images = [picture(i, (16, 16)) for i in range(40)]
-    here, there = open_network(asked), open_network(replace(asked, provider=provider))
+    try:
+        there = open_network(replace(asked, provider=provider))
+    except UserError as error:  # onnxruntime-gpu names TensorRT also where its libraries are not
+        pytest.skip(str(error))
+    here = open_network(asked)
     for begin in (0, 5, 8, 30):  # the first batch captures a CUDA graph, the others replay it
         part = images[begin : begin + 8]
         np.testing.assert_allclose(there.score(part), here.score(part), atol=1e-3)
@@ -299,8 +316,8 @@ BAD = {
     "a CSV among the images": (["images", "--csv", "images/rows.csv"], "images, which is scored"),
     "a file as folder": (["--out", "a.tar"], "--out names a folder"),
     "a URL as folder": (["--out", "s3://bucket/x"], "allowed: a path on this machine"),
-    "no such provider": (["--provider", "cuda"], "provider cuda needs|did not load"),
-    "no TensorRT": (["--provider", "tensorrt"], "provider tensorrt needs|did not load"),
+    "no such provider": (["--provider", "cuda"], "provider cuda needs"),
+    "no TensorRT": (["--provider", "tensorrt"], "provider tensorrt needs"),
     "GPUs on the CPU": (["--gpus", "2"], "--gpus is for --provider cuda"),
     "GPUs of a cluster": (["--gpus", "2", "--engine", "ray"], "--gpus is for --provider cuda"),
     "fp16 on the CPU": (["--fp16"], "--fp16 is for --provider tensorrt"),
@@ -313,6 +330,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_each_bad_request_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     options, message = BAD[name]
     write_model(tmp_path / "m.onnx")
     foreign_model(tmp_path / "f.onnx", channels=3)
