@@ -18,7 +18,7 @@ import torch
 from bench.config import NetworkBench, settle
 from bench.networks import build_pair, network_name
 from bench.result import Rates, Result
-from shards.console import RunFailed, progress
+from shards.console import RunFailed, UserError, progress
 from shards.labels import CHESTXRAY14
 from train.augment import NONE
 from train.dist import World
@@ -45,7 +45,9 @@ class ScaleBench(NetworkBench):
 
 
 def measure(config: ScaleBench) -> Result:
-    """Alternate runs of two processes and of one."""
+    """Alternate runs of two processes and of one. UserError on a machine with a single GPU."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < _PROCESSES:
+        raise UserError(f"scale needs {_PROCESSES} GPUs, and torch sees one; leave it out here")
     config = settle(config)
     found: dict[int, list[float]] = {_PROCESSES: [], 1: []}
     with progress("scale", len(found) * config.repeats) as advance:
