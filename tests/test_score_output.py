@@ -1,11 +1,13 @@
 """What comes out beside the rows, models of strangers, and requests that cannot be met."""
 
 import csv
+import ctypes
 import errno
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -254,8 +256,21 @@ def test_a_failing_process_fails_the_run(capfd):
     assert "error: no such GPU" in capfd.readouterr().err
 
 
+def driver_of(count: int, status: int = 0) -> SimpleNamespace:
+    """Stands for CUDA's driver."""
+
+    def count_into(place) -> int:
+        place._obj.value = count
+        return status
+
+    return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=count_into)
+
+
 def test_gpus_are_counted_and_never_assumed(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver_of(8, status=100))  # no device
+    assert gpu_count() == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,9")  # of 9 the driver knows nothing
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver_of(2))
     assert gpu_count() == wanted_gpus(None, "cuda") == 2
     assert wanted_gpus(1, "cuda") == wanted_gpus(None, "cpu") == 1
     with pytest.raises(UserError, match="--gpus 3; this machine has 2"):
