@@ -7,6 +7,7 @@ UserError, except under `auto`, which says aloud what it took.
 import ctypes
 import hashlib
 import io
+import os
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -110,6 +111,9 @@ def _create(
         onnxruntime.set_default_logger_severity(4)
         with redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
+    if provider == "tensorrt" and not gpu.fp16:
+        # TensorRT's builder allows TF32 (see _CUDA_OPTIONS), and ONNX Runtime has no option for it.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Several threads of one session would otherwise wait for work in a loop, on cores that others

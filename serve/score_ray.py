@@ -132,7 +132,7 @@ def score_chunk(
 def _network(model: Any, config: "ScoreConfig") -> Network:
     import ray
 
-    from serve.score import open_network
+    from serve.opened import open_network
 
     with tempfile.TemporaryDirectory(prefix="cxrstack-") as folder:
         path = Path(folder, config.model.name)

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_model import LABELS, SIZE, weights, write_model
 
+from serve import opened
 from serve import score as score_command
 from serve.foreign import Foreign
 from serve.network import CPU_BATCH, GPU_BATCH, Network
@@ -240,7 +241,7 @@ class Opened:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
         self.failures, self.asked, self.scored = failures, [], []
-        monkeypatch.setattr(score_command, "_open", self)
+        monkeypatch.setattr(opened, "_open", self)
 
     def __call__(self, config: ScoreConfig, provider: str, gpu: GpuOptions) -> SimpleNamespace:
         self.asked.append((provider, gpu.graph))
@@ -265,18 +266,18 @@ class Opened:
 def test_auto_takes_the_cpu_aloud_where_cuda_starts_and_does_not_compute(
     monkeypatch, capsys, provider, failures, then
 ):
-    opened = Opened(monkeypatch, failures)
+    gpu = Opened(monkeypatch, failures)
     found = open_network(replace(ASKED, provider=provider))
-    assert opened.asked == [(provider, True), *then]
+    assert gpu.asked == [(provider, True), *then]
     assert found.provider == ("cpu" if ("cpu", False) in then else "cuda")
     assert capsys.readouterr().err.count("CUDNN_STATUS") == len(then)
 
 
 @pytest.mark.parametrize(("provider", "built"), [("tensorrt", [1]), ("cuda", [])])
 def test_engines_are_built_once_before_the_processes_begin(monkeypatch, provider, built):
-    opened, begun = Opened(monkeypatch, 0), []
-    monkeypatch.setattr(score_command, "run_on_each", lambda *_: begun.append(opened.scored[:]))
-    network = opened(ASKED, provider, GpuOptions())
+    gpu, begun = Opened(monkeypatch, 0), []
+    monkeypatch.setattr(score_command, "run_on_each", lambda *_: begun.append(gpu.scored[:]))
+    network = gpu(ASKED, provider, GpuOptions())
     score_command._run(replace(ASKED, provider=provider), None, network, 4, 2)
     assert begun == [built]
 

@@ -1,5 +1,7 @@
 """A session runs where it was asked to run, on a model that says what it is, or not at all."""
 
+import os
+
 import onnxruntime
 import pytest
 from tiny_model import LABELS, model_info, write_model
@@ -67,6 +69,29 @@ def test_the_library_that_is_missing_is_named_in_one_line(tmp_path, monkeypatch,
         create_session(write_model(tmp_path / "m.onnx"), provider, 1)
     assert severity == [4]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("provider", "fp16", "before", "then"),
+    [
+        ("tensorrt", False, None, "0"),
+        ("tensorrt", False, "1", "1"),  # who sets it knows better
+        ("tensorrt", True, None, None),
+        ("cuda", False, None, None),  # has an option of its own
+    ],
+)
+def test_tensorrt_builds_no_tf32_into_fp32(tmp_path, monkeypatch, provider, fp16, before, then):
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", before or "")
+    if before is None:
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    gpu = GpuOptions(fp16=fp16, engines=tmp_path)
+    with pytest.raises(UserError, match="did not load"):
+        create_session(write_model(tmp_path / "m.onnx"), provider, 1, gpu)
+    assert os.environ.get("NVIDIA_TF32_OVERRIDE") == then
 
 
 def test_layers_that_a_provider_leaves_to_another_are_an_error(tmp_path, monkeypatch):
