@@ -7,26 +7,25 @@ other parts once per copy and epoch.
 
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
+from bench.clock import Clock, Part
 from bench.config import BenchConfig, settle
+from bench.dali_parts import dali_parts
 from bench.images import ingest_raw, raw_images
 from bench.machine import (
     commit,
     forward_flops,
     matmul_flop_s,
-    synchronise,
     this_machine,
     versions,
 )
@@ -38,12 +37,13 @@ from shards.manifest import load_manifest, shard_path
 from shards.split_reader import SplitReader
 from train.augment import EIGHT, NONE
 from train.batch import render
+from train.decoding import choose_backend
 from train.dist import World
 from train.expand import Copies, Expander
 from train.input_torch import resize_group
 from train.optim import OptimConfig, build_optim
 from train.phases import Phase
-from train.precision import Precision
+from train.precision import Precision, set_cuda
 from train.store import Store
 
 ONCE = ("read", "decode", "resize", "copy")
@@ -63,16 +63,6 @@ class DoctorBench(BenchConfig):
     """Side of the network's input in pixels."""
     batch: int = 16
     """Copies of one step."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """ms: per image or copy, median; ceiling_ms: what it could be; ceiling: what that is."""
-
-    name: str
-    ms: float
-    ceiling_ms: float
-    ceiling: str
 
 
 @dataclass(frozen=True)
@@ -105,39 +95,6 @@ def diagnose(config: DoctorBench) -> Diagnosis:
     return Diagnosis(what, parts, step_ms, sentence(parts, step_ms), config, raw.synthetic)
 
 
-class Clock:
-    """Medians over the repetitions, in ms per item."""
-
-    def __init__(self, repeats: int, tick: Callable[[], None]) -> None:
-        self.repeats, self.tick = repeats, tick
-
-    def ms(self, work: Callable[[], object], items: int, device: torch.device) -> float:
-        """The first time goes unmeasured: it pays for memory and start-up."""
-        found = []
-        for turn in range(self.repeats + 1):
-            began = time.perf_counter()
-            work()
-            synchronise(device)
-            if turn:
-                found.append((time.perf_counter() - began) * 1e3 / items)
-        return median(found)
-
-    def part(
-        self,
-        name: str,
-        work: Callable[[], object],
-        limit: Callable[[], object],
-        items: int,
-        ceiling: str,
-        device: torch.device,
-    ) -> Part:
-        """A part and its ceiling, one after the other."""
-        ms, least = self.ms(work, items, device), self.ms(limit, items, device)
-        for _ in range(self.repeats):
-            self.tick()
-        return Part(name, ms, least, ceiling)
-
-
 def _once(folder: Path, config: DoctorBench, clock: Clock) -> tuple[list[Part], Store]:
     """The parts of the first epoch, and the images as a store on the device."""
     manifest = load_manifest(folder)
@@ -157,18 +114,42 @@ def _once(folder: Path, config: DoctorBench, clock: Clock) -> tuple[list[Part], 
     images = [decode_grey(item) for item in data]
     small = np.concatenate([resize_group([image], config.size) for image in images])
     store = Store(reader.keys, torch.from_numpy(small).to(device), reader.labels)
-    pool = ThreadPoolExecutor(config.workers)
-    same = partial(_spread, pool, config.workers)
+    backend, decode = choose_backend("auto", device)
+    if backend == "dali":
+        own = dali_parts(decode, reader, images, config.size, config.workers, device, clock)
+    else:
+        own = _thread_parts(data, images, config, clock)
     pinned = torch.from_numpy(small)
     pinned = pinned.pin_memory() if device.type == "cuda" else pinned
-    groups = [images[at : at + 4] for at in range(0, count, 4)]
-    resize = partial(resize_group, size=config.size)
 
     def plain() -> list[bytes]:
         return [path.read_bytes() for path in paths]
 
     parts = [
         clock.part("read", read, plain, count, "reading the shards without a check", cpu),
+        *own,
+        clock.part(
+            "copy",
+            lambda: torch.from_numpy(small).to(device),
+            lambda: pinned.to(device, non_blocking=True),
+            count,
+            "from pinned memory" if device.type == "cuda" else "nothing: the device is the CPU",
+            device,
+        ),
+    ]
+    reader.close()
+    return parts, store
+
+
+def _thread_parts(
+    data: list[bytes], images: list[np.ndarray], config: DoctorBench, clock: Clock
+) -> list[Part]:
+    """Decode and resize as the input does it in threads."""
+    same = partial(_spread, ThreadPoolExecutor(config.workers), config.workers)
+    count, cpu = len(data), torch.device("cpu")
+    groups = [images[at : at + 4] for at in range(0, count, 4)]
+    resize = partial(resize_group, size=config.size)
+    return [
         clock.part(
             "decode",
             lambda: same(decode_grey, data),
@@ -185,17 +166,7 @@ def _once(folder: Path, config: DoctorBench, clock: Clock) -> tuple[list[Part], 
             "one image again and again, in the cache",
             cpu,
         ),
-        clock.part(
-            "copy",
-            lambda: torch.from_numpy(small).to(device),
-            lambda: pinned.to(device, non_blocking=True),
-            count,
-            "from pinned memory" if device.type == "cuda" else "nothing: the device is the CPU",
-            device,
-        ),
     ]
-    reader.close()
-    return parts, store
 
 
 def _spread(
@@ -214,6 +185,7 @@ def _each(store: Store, config: DoctorBench, clock: Clock) -> tuple[list[Part], 
     """The parts of every step, and the whole step per copy."""
     world = World("auto")
     device, precision = world.device, Precision("auto", world.device)
+    set_cuda(device, tf32=True, few_shapes=True)
     model, _ = build_pair(config.architecture, len(CHESTXRAY14), quick=config.quick)
     model = model.to(device).train()
     optim = build_optim(OptimConfig(), model, Phase("all", 1, "all", 1e-4))

@@ -25,7 +25,7 @@ from serve.explain.lrp import EPSILON
 from serve.explain.methods import Explainer
 from serve.explain.occlusion import Occlusion, Outputs
 from shards.labels import COVID
-from train.precision import Precision
+from train.precision import Precision, set_cuda
 from train.warp import normalise
 
 BAR = 0.6  # of the training step's rate
@@ -55,6 +55,7 @@ def measure(config: ExplainBench) -> Result:
         raw = raw_images(config, Path(folder, "raw"))
         images = network_inputs(raw, config, config.size)
     precision = Precision("auto", device)
+    set_cuda(device, tf32=True, few_shapes=True)  # of a training step, and so of all sides
     rates = interleave("explain", _sides(ours, plain, images, device, precision), config.repeats)
     windows = interleave("occlusion", _windows(ours, plain, images[0], device), config.repeats)
     medians = {name: side.median for name, side in {**rates, **windows}.items()}

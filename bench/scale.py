@@ -18,14 +18,14 @@ import torch
 from bench.config import NetworkBench, settle
 from bench.networks import build_pair, network_name
 from bench.result import Rates, Result
-from shards.console import RunFailed, progress
+from shards.console import RunFailed, UserError, progress
 from shards.labels import CHESTXRAY14
 from train.augment import NONE
 from train.dist import World
 from train.expand import Expander
 from train.optim import OptimConfig, build_optim
 from train.phases import Phase
-from train.precision import Precision
+from train.precision import Precision, set_cuda
 from train.step import Stepper
 from train.store import Store
 
@@ -45,7 +45,9 @@ class ScaleBench(NetworkBench):
 
 
 def measure(config: ScaleBench) -> Result:
-    """Alternate runs of two processes and of one."""
+    """Alternate runs of two processes and of one. UserError on a machine with a single GPU."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < _PROCESSES:
+        raise UserError(f"scale needs {_PROCESSES} GPUs, and torch sees one; leave it out here")
     config = settle(config)
     found: dict[int, list[float]] = {_PROCESSES: [], 1: []}
     with progress("scale", len(found) * config.repeats) as advance:
@@ -88,6 +90,7 @@ def _work(settings: dict[str, Any], batch: int, quick: bool) -> None:
     config = replace(ScaleBench(batch=batch, quick=quick), **settings)
     world = World("auto")
     torch.set_num_threads(_threads())
+    set_cuda(world.device, tf32=True, few_shapes=True)
     count = batch * world.size
     labels = np.eye(len(CHESTXRAY14), dtype=np.int8)[np.arange(count) % len(CHESTXRAY14)]
     images = torch.randint(0, 256, (count, config.size, config.size), dtype=torch.uint8)

@@ -107,9 +107,11 @@ def write_tar(path: Path, images: Sequence[Path], times: int) -> Path:
 
 
 def whole_way(model: Path, archive: Path, work: Path, settings: Settings) -> Side:
-    """`python -m serve score` in this process, with the start of its own processes."""
+    """`python -m serve score` in this process, with the start of its own processes; on one GPU, as
+    the model alone."""
     folders = fresh_folders(work)
     asked = ScoreConfig(model, work, (archive,), workers=settings.workers, threads=settings.workers)
+    asked = replace(asked, gpus=1 if settings.device.type == "cuda" else None)
 
     def run() -> int:
         summary: Any = score(replace(asked, out=next(folders)))

@@ -28,7 +28,7 @@ from train.config import TrainConfig
 from train.dist import World
 from train.expand import Expander
 from train.optim import build_optim, set_trainable
-from train.precision import Precision
+from train.precision import Precision, set_cuda
 from train.recipes import recipe
 from train.step import Stepper
 from train.store import Store
@@ -65,6 +65,7 @@ def measure(config: TrainBench) -> Result:
         store = _store(network_inputs(raw, config, config.size), world.device)
         what = f"epochs over {raw}"
     precision = Precision(settings.precision, world.device)
+    set_cuda(world.device, tf32=settings.tf32, few_shapes=True)
     sides = _sides(config, settings, store, world, precision)
     rates = interleave("train", sides, config.repeats)
     ours = rates.pop("ours")

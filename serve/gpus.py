@@ -1,8 +1,8 @@
 """One process per GPU, each with a share of the units; they commit into the same folder."""
 
+import ctypes
 import multiprocessing
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
@@ -10,16 +10,16 @@ from shards.console import RunFailed, UserError, run
 
 
 def gpu_count() -> int:
-    """GPUs that this process may use, by CUDA_VISIBLE_DEVICES or nvidia-smi; 1 where neither
-    tells."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return max(1, len([name for name in visible.split(",") if name.strip()]))
+    """GPUs that CUDA gives this process, 1 where its driver does not tell. The driver itself knows
+    what CUDA_VISIBLE_DEVICES and MIG leave; nvidia-smi does not, and many containers lack it."""
+    count = ctypes.c_int()
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
         return 1
-    return max(1, sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 1
+    return max(1, count.value)
 
 
 def wanted_gpus(gpus: int | None, provider: str) -> int:

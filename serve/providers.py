@@ -4,8 +4,12 @@ ONNX Runtime runs on the CPU when a GPU's libraries do not load and only logs it
 UserError, except under `auto`, which says aloud what it took.
 """
 
+import ctypes
 import hashlib
+import io
+import os
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,8 +105,15 @@ def _create(
             f"the provider {provider} needs {wanted}, which this onnxruntime lacks (it has: "
             f"{', '.join(available)}); install onnxruntime-gpu or use --provider cpu"
         )
-    if provider != "cpu" and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
+    if provider != "cpu":
+        # It tells of each library that is missing on standard output, then in its log, which warns
+        # even where CUDA works; the one line for people is `_missing`.
+        onnxruntime.set_default_logger_severity(4)
+        with redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+    if provider == "tensorrt" and not gpu.fp16:
+        # TensorRT's builder allows TF32 (see _CUDA_OPTIONS), and ONNX Runtime has no option for it.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Several threads of one session would otherwise wait for work in a loop, on cores that others
@@ -124,10 +135,11 @@ def _create(
             return session
         raise _session_error(model_path, provider, error) from error
     if session.get_providers()[0] != wanted:
+        reason = _missing(provider) or f"this session has: {', '.join(session.get_providers())}"
         raise UserError(
-            f"the provider {provider} was asked for, but {wanted} did not load (this session has: "
-            f"{', '.join(session.get_providers())}); check the driver and the CUDA and cuDNN "
-            "libraries (TensorRT has its own), or use --provider cpu"
+            f"the provider {provider} was asked for, but {wanted} did not load ({reason}); check "
+            "the driver and the CUDA and cuDNN libraries (TensorRT has its own), or use "
+            "--provider cpu"
         )
     elsewhere = misplaced_layers(session, wanted)
     if elsewhere:
@@ -180,7 +192,18 @@ def _session_error(model_path: Path, provider: str, error: Exception) -> UserErr
             f"{model_path} is not an ONNX model that this onnxruntime can load ({reason}); "
             "make it with: python -m serve export"
         )
+    reason = _missing(provider) or reason
     return UserError(f"the provider {provider} does not start ({reason}); or use --provider cpu")
+
+
+def _missing(provider: str) -> str:
+    """What the loader lacks for the provider's library, by name; empty where it has everything."""
+    name = f"libonnxruntime_providers_{provider}.so"
+    try:
+        ctypes.CDLL(str(Path(onnxruntime.__file__).parent / "capi" / name))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _reason(error: Exception) -> str:

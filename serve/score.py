@@ -16,25 +16,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from serve.archives import LINKED_FOLDERS, Archive, identify, place_of
 from serve.decode import start_workers
 from serve.dry_run import DryRun, dry_run
 from serve.entries import label
-from serve.foreign import Foreign, Normalise, Outputs, foreign_of
+from serve.foreign import Normalise, Outputs
 from serve.gpus import run_on_each, wanted_gpus
 from serve.model_info import ModelInfo
 from serve.network import Network, sha256_of
-from serve.providers import GpuOptions, Provider, create_session
+from serve.opened import foreign, open_network, try_out
+from serve.providers import Provider
 from serve.score_csv import check_csv, write_csv
 from serve.score_folder import Columns, ScoreFolder
 from serve.score_inputs import LIST_SIGN, find_archives
 from serve.score_run import Share, Work, run_here
 from serve.thresholds import PointName, pick
 from serve.units import UNIT_INPUTS
-from shards.console import RunFailed, UserError, warn
+from shards.console import RunFailed, UserError
 from shards.remote import is_remote
 
 
@@ -147,31 +147,6 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
     return summary
 
 
-def open_network(config: ScoreConfig, device: int = 0) -> Network:
-    """The model of a request, on one GPU or the CPU."""
-    provider = "cpu" if config.engine == "ray" else config.provider  # here only to look at it
-    network = _open(config, provider, GpuOptions(device, config.fp16, graph=True))
-    if network.provider != "cuda":
-        return network
-    try:
-        network.score([np.zeros((network.info.size, network.info.size), np.uint8)])
-    except RunFailed as error:
-        warn(f"{error}; going on without CUDA graphs")
-        network = _open(config, provider, GpuOptions(device, config.fp16))
-    return network
-
-
-def _open(config: ScoreConfig, provider: Provider, gpu: GpuOptions) -> Network:
-    threads = config.threads or len(os.sched_getaffinity(0))
-    session = create_session(config.model, provider, 1, gpu)
-    name, foreign = str(config.model), _foreign(config)
-    return Network(session, name, config.batch, foreign, threads=threads, device=gpu.device)
-
-
-def _foreign(config: ScoreConfig) -> Foreign | None:
-    return foreign_of(config.labels, config.size, config.normalise, config.outputs)
-
-
 def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: int) -> None:
     if config.engine == "ray":
         from serve.score_ray import run_on_ray
@@ -181,6 +156,10 @@ def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: 
     if gpus == 1:
         run_here(work, network, workers)
     else:
+        if network.provider == "tensorrt":
+            try_out(
+                network
+            )  # builds the engines, which the processes else build each, minutes long
         each = max(1, workers // gpus)
         run_on_each(run_share, [(work, config, each, Share(i, gpus)) for i in range(gpus)])
 
@@ -233,18 +212,19 @@ def _request(
 ) -> dict[str, Any]:
     """What decides the rows. Workers and threads do not, so a rerun may change them. `inputs` is
     for those who look for an image later."""
-    foreign = _foreign(config)
+    said = foreign(config)
     return {
         "model_sha256": model_sha256,
         "labels": list(info.labels),
         "preprocessing_version": info.preprocessing_version,
         "provider": config.provider,
+        "fp16": config.fp16,
         "batch": config.batch,
         "unit_inputs": UNIT_INPUTS,
         "operating_point": config.operating_point,
         "limit": config.limit,
         "keep_names": config.keep_names,
-        "foreign": None if foreign is None else asdict(foreign),
+        "foreign": None if said is None else asdict(said),
         "inputs": [_absolute(path) for path in config.archives],
         "archives": [identify(archive).to_dict() for archive in archives],
     }
@@ -299,7 +279,7 @@ def _summarise(
         "model_sha256": request["model_sha256"],
         # None of a stranger's model, which does not say.
         "weights_sha256": network.info.weights_sha256 or None,
-        "precision": network.info.precision if network.info.weights_sha256 else None,
+        "precision": _precision_used(config, network.info),
         "labels": list(network.info.labels),
         "exclusive": network.info.exclusive,
         "dataset": network.info.dataset,
@@ -314,6 +294,13 @@ def _summarise(
         "provider": _provider_used(config, network),
         "synthetic": network.info.synthetic,
     }
+
+
+def _precision_used(config: ScoreConfig, info: ModelInfo) -> str | None:
+    """None of a stranger's model, which does not say."""
+    if not info.weights_sha256:
+        return None
+    return "fp16" if config.fp16 and info.precision == "fp32" else info.precision
 
 
 def _provider_used(config: ScoreConfig, network: Network) -> str:

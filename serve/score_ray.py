@@ -52,7 +52,10 @@ def run_on_ray(work: Work, network: Network, config: "ScoreConfig", workers: int
                 f"--provider {config.provider}, but no machine of the Ray cluster has a GPU; start "
                 "ray on one that has, or use --provider cpu"
             )
-        remote = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=TRIES - 1)(score_chunk)
+        # max_calls 0: Ray else ends a process after each task on a GPU, and each batch would load
+        # CUDA and the model anew, seconds long.
+        options = {"num_cpus": 1, "num_gpus": int(gpu), "max_calls": 0, "max_retries": TRIES - 1}
+        remote = ray.remote(**options)(score_chunk)
         model = ray.put(config.model.read_bytes())
         batch = config.batch or network.fixed_batch or (GPU_BATCH if gpu else CPU_BATCH)
         asked = replace(config, archives=(), engine="local", ray_address=None)
@@ -129,7 +132,7 @@ def score_chunk(
 def _network(model: Any, config: "ScoreConfig") -> Network:
     import ray
 
-    from serve.score import open_network
+    from serve.opened import open_network
 
     with tempfile.TemporaryDirectory(prefix="cxrstack-") as folder:
         path = Path(folder, config.model.name)

@@ -2,19 +2,22 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from bench import scale, score_sides
 from bench.images import raw_images
 from bench.networks import build_pair
 from bench.result import Rates
 from bench.score import ScoreBench, _info, settle
 from bench.score_gpu import from_shards, half_sides, joules_per_1000, measure_gpu, write_fp16
-from bench.score_sides import Settings
+from bench.score_sides import Settings, whole_way
 from serve.export import Scorer, to_onnx
+from shards.console import UserError
 from shards.labels import COVID
 
 
@@ -45,6 +48,28 @@ def test_energy_is_that_of_1000_images():
             return None
 
     assert joules_per_1000(meter.side, Silent(), meter.clock) is None
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 1), ("cpu", None)])
+def test_the_whole_way_has_the_one_gpu_of_the_model_alone(tmp_path, monkeypatch, device, gpus):
+    """Of a machine with eight the whole way took all: 800 % of the model's own rate."""
+    asked = []
+
+    def score(config):
+        asked.append(config.gpus)
+        return SimpleNamespace(errors=0, rows=3)
+
+    monkeypatch.setattr(score_sides, "score", score)
+    settings = Settings(4, 1, 64, 32, torch.device(device))
+    assert whole_way(tmp_path / "m.onnx", tmp_path / "a.tar", tmp_path, settings)() == 3
+    assert asked == [gpus]
+
+
+def test_scale_on_one_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="scale needs 2 GPUs"):
+        scale.measure(scale.ScaleBench(quick=True))
 
 
 @pytest.fixture(scope="module")

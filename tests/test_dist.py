@@ -44,6 +44,25 @@ def test_a_world_of_one_changes_nothing():
     world.close()
 
 
+@pytest.mark.parametrize(("device", "said"), [("cpu", None), ("cuda:1", [1])])
+def test_a_rank_meets_the_others_on_its_own_gpu_and_waits_for_none_when_it_fails(
+    monkeypatch, device, said
+):
+    met, left = [], []
+    monkeypatch.setattr(dist, "barrier", lambda device_ids: met.append(device_ids))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(device))
+    world = World("cpu")
+    world.size, world.device = 2, torch.device(device)
+    world.barrier()
+    assert met == [said]
+    world.close(failed=True)
+    assert left == ([device] if device == "cpu" else [])  # gloo's waits for nobody
+    left.clear()
+    world.close()
+    assert left == [device]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_cuda_that_is_not_there_is_named():
     with pytest.raises(UserError, match="torch sees no GPU; take --device cpu"):

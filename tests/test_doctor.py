@@ -1,8 +1,15 @@
 """bench.doctor: medians from a clock, and the sentence that names what is slow."""
 
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
 import torch
 
-from bench.doctor import EACH, ONCE, Clock, Part, sentence
+from bench import doctor
+from bench.clock import Clock, Part
+from bench.doctor import EACH, ONCE, DoctorBench, sentence
+from shards.manifest import load_manifest
 
 
 def parts(**slow: float) -> tuple[Part, ...]:
@@ -32,3 +39,28 @@ def test_a_part_is_measured_so_often_and_once_before():
     assert len(ticks) == 3
     assert part.ms >= 0
     assert part.ceiling_ms >= 0
+
+
+def test_where_dali_decodes_its_decoding_is_what_is_measured(tiny_shards, monkeypatch):
+    """As on a GPU; here DALI's pipeline on the CPU."""
+    input_dali = pytest.importorskip("train.input_dali", reason="DALI is not installed")
+    folder = tiny_shards / "covid-radiography"
+    count = load_manifest(folder).splits["train"].samples
+    decoded, ticks, cpu = [], [], torch.device("cpu")
+
+    def decode(*given):
+        for part in input_dali.decoder_for(cpu)(*given):
+            decoded.append(len(part))
+            yield part
+
+    monkeypatch.setattr(doctor, "choose_backend", lambda backend, device: ("dali", decode))
+    monkeypatch.setattr(doctor, "World", lambda device: SimpleNamespace(device=cpu))
+    config = DoctorBench(size=32, workers=1, repeats=1)
+    parts, store = doctor._once(folder, config, Clock(1, lambda: ticks.append(1)))
+    assert [part.name for part in parts] == list(ONCE)
+    assert sum(decoded) == 4 * count  # twice, and as often the first image
+    assert len(ticks) == len(ONCE)
+    assert all(part.ms >= 0 and part.ceiling_ms >= 0 for part in parts)
+    images = [torch.from_numpy(np.full((n, 40), 7, np.uint8)) for n in (30, 30, 50)]
+    assert input_dali.resize_together(images, 16).eq(7).all()
+    assert len(store) == count

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -21,7 +22,7 @@ from serve.explain.faithfulness import (
     stepwise,
     top_iou,
 )
-from serve.explain.faithfulness_command import FaithfulnessConfig, faithfulness
+from serve.explain.faithfulness_command import FaithfulnessConfig, _randomised, faithfulness
 from shards.console import UserError
 from shards.labels import CHESTXRAY14
 from shards.sample import Box
@@ -53,6 +54,16 @@ def test_a_map_of_nothing_points_nowhere():
     assert not points_into(np.zeros((8, 8)), mask)
     assert top_iou(np.zeros((8, 8)), mask) == 0
     assert top_iou(mask.astype(float), mask) == 1
+
+
+def test_fresh_weights_draw_on_no_gpu_where_the_network_is_not(monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    model = small_densenet()
+    before = torch.get_rng_state()
+    assert [name for name, _ in _randomised(model, 0)] == ["output_layer", "all_layers"]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("size", [64, 224, 237])

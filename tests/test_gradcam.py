@@ -11,7 +11,7 @@ from tiny_run import stand_in
 from torch.nn import functional as F
 from torchvision.models import DenseNet
 
-from serve.explain.command import ExplainConfig, explain
+from serve.explain.command import ExplainConfig, explain, load
 from serve.explain.gradcam import Cam, GradCam
 from serve.explain.overlay import colour, encode, overlay, strip
 from serve.explain.subjects import Where, from_files, parse_where
@@ -204,6 +204,13 @@ def test_explain_writes_strips_maps_and_a_list(files, trained, tmp_path, capsys)
     if not second["bias_decides"]:
         assert second["relevance_sum"] == pytest.approx(second["logit"], rel=0.02)
     assert capsys.readouterr().out.count("Viral Pneumonia 0.") == 4
+
+
+def test_an_explanation_on_a_gpu_is_in_fp32_proper(trained, monkeypatch):
+    said = []
+    monkeypatch.setattr("train.precision.set_cuda", lambda device, **how: said.append(how))
+    load(Path("run"), None, ["occlusion"], "auto")
+    assert said == [{"tf32": False, "few_shapes": False}]
 
 
 def test_explain_takes_rows_of_a_score_file(trained, tiny_shards, tmp_path):

@@ -37,7 +37,7 @@ WITHOUT_TORCH = [
     *("score", "archives", "entries", "tars", "units", "decode", "score_folder", "predictions"),
     *("thresholds", "parity", "inspect", "model_card", "triton", "quantise", "taps", "rewrite"),
     *("zips", "network", "score_inputs", "score_run", "score_csv", "score_ray", "gpus", "dry_run"),
-    *("summary",),
+    *("summary", "opened"),
     *("tables", "providers", "model_info", "evaluate", "intervals", "confusion", "figures"),
 ]
 

@@ -3,7 +3,9 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,9 +14,13 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_model import LABELS, SIZE, weights, write_model
 
+from serve import opened
+from serve import score as score_command
 from serve.foreign import Foreign
 from serve.network import CPU_BATCH, GPU_BATCH, Network
 from serve.providers import GpuOptions, create_session
+from serve.score import ScoreConfig, open_network
+from serve.score_ray import run_on_ray
 from shards.console import RunFailed, UserError
 
 
@@ -224,3 +230,69 @@ def test_a_cuda_graph_is_asked_for_and_done_without_aloud(tmp_path, monkeypatch,
     create_session(write_model(tmp_path / "m.onnx"), "cuda", 1, GpuOptions(graph=graph))
     assert asked == [True, False] if graph else [False]
     assert ("without CUDA graphs" in capsys.readouterr().err) == graph
+
+
+ASKED = ScoreConfig(Path("m.onnx"), Path("out"), (Path("a.tar"),))
+
+
+class Opened:
+    """Stands for `_open`: networks on a GPU that fail as often as said; `asked` notes provider and
+    graph of each, `scored` how many images each was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+        self.failures, self.asked, self.scored = failures, [], []
+        monkeypatch.setattr(opened, "_open", self)
+
+    def __call__(self, config: ScoreConfig, provider: str, gpu: GpuOptions) -> SimpleNamespace:
+        self.asked.append((provider, gpu.graph))
+        name = "cuda" if provider == "auto" else provider
+        return SimpleNamespace(provider=name, info=SimpleNamespace(size=SIZE), score=self.score)
+
+    def score(self, images: list[np.ndarray]) -> None:
+        self.scored.append(len(images))
+        if len(self.scored) <= self.failures:
+            raise RunFailed("the network does not run: CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED")
+
+
+@pytest.mark.parametrize(
+    ("provider", "failures", "then"),
+    [
+        ("auto", 0, []),
+        ("auto", 1, [("auto", False)]),
+        ("auto", 2, [("auto", False), ("cpu", False)]),
+        ("cuda", 2, [("cuda", False)]),  # asked for: its first batch ends the run
+    ],
+)
+def test_auto_takes_the_cpu_aloud_where_cuda_starts_and_does_not_compute(
+    monkeypatch, capsys, provider, failures, then
+):
+    gpu = Opened(monkeypatch, failures)
+    found = open_network(replace(ASKED, provider=provider))
+    assert gpu.asked == [(provider, True), *then]
+    assert found.provider == ("cpu" if ("cpu", False) in then else "cuda")
+    assert capsys.readouterr().err.count("CUDNN_STATUS") == len(then)
+
+
+@pytest.mark.parametrize(("provider", "built"), [("tensorrt", [1]), ("cuda", [])])
+def test_engines_are_built_once_before_the_processes_begin(monkeypatch, provider, built):
+    gpu, begun = Opened(monkeypatch, 0), []
+    monkeypatch.setattr(score_command, "run_on_each", lambda *_: begun.append(gpu.scored[:]))
+    network = gpu(ASKED, provider, GpuOptions())
+    score_command._run(replace(ASKED, provider=provider), None, network, 4, 2)
+    assert begun == [built]
+
+
+def test_a_ray_worker_keeps_its_gpu_and_model_from_batch_to_batch(monkeypatch):
+    """Ray ends a process after one task on a GPU, unless told otherwise."""
+    options = {}
+
+    def remote(**given):
+        options.update(given)
+        raise RunFailed("enough seen")
+
+    ray = SimpleNamespace(is_initialized=lambda: True, remote=remote)
+    ray.cluster_resources = lambda: {"CPU": 4.0, "GPU": 1.0}
+    monkeypatch.setattr("serve.score_ray._import_ray", lambda address: ray)
+    with pytest.raises(RunFailed, match="enough seen"):
+        run_on_ray(None, None, replace(ASKED, engine="ray", provider="cuda"), 1)
+    assert (options["num_gpus"], options["max_calls"]) == (1, 0)

@@ -1,5 +1,7 @@
 """A session runs where it was asked to run, on a model that says what it is, or not at all."""
 
+import os
+
 import onnxruntime
 import pytest
 from tiny_model import LABELS, model_info, write_model
@@ -50,6 +52,46 @@ def test_a_provider_that_does_not_load_is_an_error(tmp_path, monkeypatch, provid
     path = write_model(tmp_path / "m.onnx")
     with pytest.raises(UserError, match=f"{provider} was asked for, but .* did not load"):
         create_session(path, provider, 1)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_the_library_that_is_missing_is_named_in_one_line(tmp_path, monkeypatch, capfd, provider):
+    """A GPU's onnxruntime where CUDA is not installed: it prints four lines of its own."""
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    severity = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas"))
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", severity.append)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    missing = rf"did not load \(.*libonnxruntime_providers_{provider}\.so: cannot open shared"
+    with pytest.raises(UserError, match=missing):
+        create_session(write_model(tmp_path / "m.onnx"), provider, 1)
+    assert severity == [4]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("provider", "fp16", "before", "then"),
+    [
+        ("tensorrt", False, None, "0"),
+        ("tensorrt", False, "1", "1"),  # who sets it knows better
+        ("tensorrt", True, None, None),
+        ("cuda", False, None, None),  # has an option of its own
+    ],
+)
+def test_tensorrt_builds_no_tf32_into_fp32(tmp_path, monkeypatch, provider, fp16, before, then):
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", before or "")
+    if before is None:
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    gpu = GpuOptions(fp16=fp16, engines=tmp_path)
+    with pytest.raises(UserError, match="did not load"):
+        create_session(write_model(tmp_path / "m.onnx"), provider, 1, gpu)
+    assert os.environ.get("NVIDIA_TF32_OVERRIDE") == then
 
 
 def test_layers_that_a_provider_leaves_to_another_are_an_error(tmp_path, monkeypatch):

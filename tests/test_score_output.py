@@ -1,11 +1,13 @@
 """What comes out beside the rows, models of strangers, and requests that cannot be met."""
 
 import csv
+import ctypes
 import errno
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -254,8 +256,21 @@ def test_a_failing_process_fails_the_run(capfd):
     assert "error: no such GPU" in capfd.readouterr().err
 
 
+def driver_of(count: int, status: int = 0) -> SimpleNamespace:
+    """Stands for CUDA's driver."""
+
+    def count_into(place) -> int:
+        place._obj.value = count
+        return status
+
+    return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=count_into)
+
+
 def test_gpus_are_counted_and_never_assumed(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver_of(8, status=100))  # no device
+    assert gpu_count() == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,9")  # of 9 the driver knows nothing
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver_of(2))
     assert gpu_count() == wanted_gpus(None, "cuda") == 2
     assert wanted_gpus(1, "cuda") == wanted_gpus(None, "cpu") == 1
     with pytest.raises(UserError, match="--gpus 3; this machine has 2"):
@@ -275,14 +290,31 @@ def test_gpus_of_a_run_on_the_cpu_are_refused_before_anything_is_written(
     assert not asked.out.exists()
 
 
+def test_half_precision_is_of_the_request_and_said(tmp_path, monkeypatch):
+    """A run that stopped does not go on in another precision than it began."""
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3)), provider="cpu")
+    network = open_network(asked)
+    monkeypatch.setattr("serve.score.open_network", lambda config: network)
+    for fp16 in (False, True):
+        on_gpu = replace(asked, provider="tensorrt", fp16=fp16, out=tmp_path / f"out-{fp16}")
+        score(on_gpu)
+        done = ScoreFolder(on_gpu.out).summary()
+        assert done is not None
+        assert done["precision"] == ("fp16" if fp16 else "fp32")
+        with pytest.raises(UserError, match=r"fp16 was (false, now true|true, now false)"):
+            score(replace(on_gpu, fp16=not fp16))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_gpu_gives_the_scores_of_the_cpu(tmp_path, provider):
-    if not any(provider in name.lower() for name in onnxruntime.get_available_providers()):
-        pytest.skip(f"this onnxruntime has no {provider}")
-    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)))
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)), provider="cpu")
     images = [picture(i, (16, 16)) for i in range(40)]
-    here, there = open_network(asked), open_network(replace(asked, provider=provider))
+    try:
+        there = open_network(replace(asked, provider=provider))
+    except UserError as error:  # onnxruntime-gpu names TensorRT also where its libraries are not
+        pytest.skip(str(error))
+    here = open_network(asked)
     for begin in (0, 5, 8, 30):  # the first batch captures a CUDA graph, the others replay it
         part = images[begin : begin + 8]
         np.testing.assert_allclose(there.score(part), here.score(part), atol=1e-3)
@@ -299,8 +331,8 @@ BAD = {
     "a CSV among the images": (["images", "--csv", "images/rows.csv"], "images, which is scored"),
     "a file as folder": (["--out", "a.tar"], "--out names a folder"),
     "a URL as folder": (["--out", "s3://bucket/x"], "allowed: a path on this machine"),
-    "no such provider": (["--provider", "cuda"], "provider cuda needs|did not load"),
-    "no TensorRT": (["--provider", "tensorrt"], "provider tensorrt needs|did not load"),
+    "no such provider": (["--provider", "cuda"], "provider cuda needs"),
+    "no TensorRT": (["--provider", "tensorrt"], "provider tensorrt needs"),
     "GPUs on the CPU": (["--gpus", "2"], "--gpus is for --provider cuda"),
     "GPUs of a cluster": (["--gpus", "2", "--engine", "ray"], "--gpus is for --provider cuda"),
     "fp16 on the CPU": (["--fp16"], "--fp16 is for --provider tensorrt"),
@@ -313,6 +345,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_each_bad_request_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     options, message = BAD[name]
     write_model(tmp_path / "m.onnx")
     foreign_model(tmp_path / "f.onnx", channels=3)

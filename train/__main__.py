@@ -115,8 +115,10 @@ def train(command: TrainCommand) -> None:
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
         malloc.keep_all()
+    failed = True
     try:
         _train(command, config, world)
+        failed = False
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
@@ -125,7 +127,7 @@ def train(command: TrainCommand) -> None:
             "says why; the same command goes on from the last checkpoint"
         ) from error
     finally:
-        world.close()
+        world.close(failed=failed)
     if world.is_first:
         print_result(command.run, config)
 

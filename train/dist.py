@@ -36,15 +36,21 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def close(self) -> None:
-        """Leave the group."""
-        if self.size > 1 and dist.is_initialized():
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the group. failed: the others may be in an exchange. NCCL leaves a group with all
+        of its machine's ranks together, and would wait for them: there the end of the process is
+        the leave, and its message is read at once."""
+        waits = failed and self.device.type == "cuda"
+        if self.size > 1 and dist.is_initialized() and not waits:
             dist.destroy_process_group()
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self.size > 1:
-            dist.barrier()
+        if (
+            self.size > 1
+        ):  # NCCL's is an exchange on a GPU: said, or torch guesses it, with a warning
+            on_gpu = self.device.type == "cuda"
+            dist.barrier(device_ids=[self.device.index] if on_gpu else None)
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over the ranks."""

@@ -77,8 +77,11 @@ def _on_cpu(batch: Any, size: int) -> Tensor:
 
 
 def _on_gpu(batch: Any, size: int, device: torch.device) -> Tensor:
-    """Neighbours of one shape are resized together."""
-    images = [_image(batch[i], device) for i in range(len(batch))]
+    return resize_together([_image(batch[i], device) for i in range(len(batch))], size)
+
+
+def resize_together(images: list[Tensor], size: int) -> Tensor:
+    """(H, W) uint8 each -> (n, S, S), on their device; neighbours of one shape at once."""
     groups = (list(group) for _, group in groupby(images, key=lambda image: image.shape))
     parts = [
         torch.stack(group[at : at + _TOGETHER])

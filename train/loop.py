@@ -39,7 +39,7 @@ from train.monitor import Monitor
 from train.optim import build_optim, check_optim, set_trainable
 from train.phases import Phase, finished
 from train.position import Position
-from train.precision import Precision
+from train.precision import Precision, set_cuda
 from train.results import best_path, load_best, phase_result, write_stage
 from train.runs import ModelSpec, read_json
 from train.sampling import balanced_order
@@ -61,7 +61,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, shards: Path, run: Path, world: World) -> None:
         """UserError when a data set is missing, or does not match its manifest."""
         self.config, self.shards, self.folder, self.world = config, shards, run, world
-        self.precision = Precision(config.precision, world.device, tf32=config.tf32)
+        self.precision = Precision(config.precision, world.device)
+        set_cuda(world.device, tf32=config.tf32, few_shapes=True)
         self.manifests = [load_manifest(shards / stage.dataset) for stage in config.stages]
         self.vocabularies = []
         for stage, manifest in zip(config.stages, self.manifests):

@@ -13,18 +13,14 @@ class Precision:
     DenseNet121 at 224 on 2 cores with AVX-512 bf16: 26 img/s in bf16, 15 in fp32.
     """
 
-    def __init__(self, name: str, device: torch.device, *, tf32: bool = True) -> None:
-        """tf32: fp32 products on a GPU may take 10 bits of mantissa."""
+    def __init__(self, name: str, device: torch.device) -> None:
+        """UserError for a name that is none, or not this device's."""
         if name not in CHOICES:
             raise UserError(f"no precision {name!r}; there are: {', '.join(CHOICES)}")
         if name == "fp16" and device.type == "cpu":
             raise UserError("precision fp16 needs a GPU; on a CPU take auto, bf16 or fp32")
         self.name = best_precision(device) if name == "auto" else name
         self.device = device
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-            # Micro-batches have few shapes (see train.batch.part_sizes), each tuned once.
-            torch.backends.cudnn.benchmark = True
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     @property
@@ -36,6 +32,14 @@ class Precision:
         """The context for a forward pass."""
         dtype = torch.float16 if self.name == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.name != "fp32")
+
+
+def set_cuda(device: torch.device, *, tf32: bool, few_shapes: bool) -> None:
+    """How a GPU computes in this process. tf32: fp32 products may take 10 bits of mantissa;
+    few_shapes: of input come (see train.batch.part_sizes), so that each is tuned once."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = few_shapes
 
 
 def best_precision(device: torch.device) -> str:

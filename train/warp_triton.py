@@ -45,6 +45,7 @@ def warp_fused(images: Tensor, copies: Copies, dtype: torch.dtype) -> Tensor:
         *offset,
         IS_ELASTIC=is_elastic,
         BLOCK=_BLOCK,
+        enable_fp_fusion=True,  # said, since Triton warns that its default will be another
     )
     return out.permute(0, 3, 1, 2)
 

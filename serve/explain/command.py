@@ -148,12 +148,14 @@ def load(run: Path, stage: str | None, methods: Sequence[str], precision: str) -
 
     from serve.explain.methods import Explainer
     from serve.explain.occlusion import Outputs
+    from train.precision import set_cuda
     from train.runs import load_run_model
 
     model, spec = load_run_model(run, stage)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         malloc.keep_all()
+    set_cuda(device, tf32=False, few_shapes=False)  # fp32 is fp32; occlusion has many shapes
     model = model.to(device)
     outputs = Outputs(spec.exclusive, spec.output)
     made = {m: Explainer(m, model, spec.size, outputs, precision) for m in methods}

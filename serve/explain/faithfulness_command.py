@@ -214,8 +214,10 @@ def _randomised(model: "nn.Module", seed: int) -> "Iterator[tuple[str, nn.Module
 
     from train.models import head
 
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []  # torch warns where it has to guess them
     for which in ("output_layer", "all_layers"):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             other = copy.deepcopy(model)
             for layer in [head(other)] if which == "output_layer" else other.modules():
