@@ -130,11 +130,11 @@ def test_a_disk_that_hangs_is_given_up(folder, monkeypatch):
 
 # Loads and streams where torch may use four threads; says how many it has before and behind.
 THREADS = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 import numpy as np
 import torch
-from tiny_stores import load, wait_for_threads
+from tiny_stores import load
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -146,8 +146,9 @@ for place in ("host", "stream"):
     if place == "stream":
         store.take(np.arange(len(store)))
     store.close()
-    for name in ("scan", "decode", "ahead"):
-        wait_for_threads(name)
+    end = time.monotonic() + 10
+    while threads() > before and time.monotonic() < end:  # OpenMP's would stay
+        time.sleep(0.02)
     print(place, threads() - before)
 """
 
