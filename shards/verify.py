@@ -17,6 +17,7 @@ from shards.fetched import local_shard
 from shards.manifest import FILE_NAME, Manifest, ShardInfo, load_manifest, shard_path, shard_problem
 from shards.verify_shard import ShardReport, report_shard
 
+RETRIED = "a retry is at work or was cut short (the same one again goes on)"
 _SPLITS = ("train", "val", "test")
 
 
@@ -31,10 +32,25 @@ def find_datasets(folder: Path) -> list[Path]:
     return found
 
 
+def find_all(folder: Path) -> list[Path]:
+    """find_datasets() for what would be wrong without one of them. UserError that names a data set
+    in the folder whose manifest is gone."""
+    found, lost = find_datasets(folder), headless(folder)
+    if lost:
+        raise UserError(f"{'; '.join(lost)}; ingest again, or name the data sets that are meant")
+    return found
+
+
 def unfinished(folder: Path) -> list[str]:
     """Data sets begun in a folder that holds several, and not finished."""
     begun = (path.parent for path in folder.glob("*/.spool"))
     return [f"{path} is not finished" for path in sorted(begun) if not (path / FILE_NAME).exists()]
+
+
+def retried(folder: Path) -> bool:
+    """Whether a retry is at work in a data set, or was cut short: then the same one again mends
+    what it left."""
+    return (folder / ".spool/settings.json").is_file()
 
 
 def headless(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import pyarrow.parquet as pq
 import pytest
+from ingest_runs import run_cli
 
 from ingest.choice import Found, Kept, Policy
 from ingest.config import IngestConfig
@@ -104,6 +105,23 @@ def test_a_retry_that_is_cut_short_is_done_again(raw: Path, monkeypatch: pytest.
     assert tars(folder) == tars(other)
     for name in ("samples.parquet", "excluded.parquet", "quarantine.parquet"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_what_a_cut_retry_left_is_told_from_damage(raw: Path, monkeypatch: pytest.MonkeyPatch):
+    ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    mend(raw, "COVID-19 (1).png")
+    monkeypatch.setattr("ingest.retry.write_atomic", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        retry(source(raw), config(raw))
+    monkeypatch.undo()
+    verified = run_cli("shards", "verify", folder)
+    assert verified.returncode == 1
+    assert f"was cut short (the same one again goes on) in {folder}: " in verified.stderr
+    with pytest.raises(UserError, match=r"a retry is at work or was cut short .*; else ingest it"):
+        again(folder, seed=1)
+    retry(source(raw), config(raw))
+    again(folder, seed=1)
 
 
 def test_a_plain_ingest_leaves_a_running_retry_its_spool(raw: Path):

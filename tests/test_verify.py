@@ -184,6 +184,10 @@ def test_shards_without_a_manifest_are_a_problem(tiny_shards: Path, folder: Path
         assert broken.returncode == 1
         assert broken.stdout == f"{folder} has shards and no manifest.json\n"
         assert broken.stderr.endswith(f"error: 1 problems in {place}; ingest again\n")
+    stats = run_cli("stats", folder.parent)
+    assert stats.returncode == 1
+    assert "chestxray14" in stats.stdout
+    assert stats.stderr == f"error: {folder} has shards and no manifest.json; ingest again\n"
     shutil.rmtree(folder.parent / "chestxray14")
     assert run_cli("verify", folder.parent).returncode == 1
     (folder / ".spool").mkdir()
