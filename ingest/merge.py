@@ -85,14 +85,22 @@ def merge(config: MergeConfig) -> Manifest:
     """Make `config.out/<name>/`; returns its manifest, at once when it is finished already."""
     config.check()
     labels = read_label_map(config.map)
-    finished = Finished([path for folder in config.folders for path in find_all(folder)])
+    folder = config.out / config.name
+    # Where a folder of several is named, what a run before made in it is none of them.
+    finished = Finished(
+        [
+            path
+            for given in config.folders
+            for path in find_all(given)
+            if path == given or path.resolve() != folder.resolve()
+        ]
+    )
+    if folder.resolve() in (path.resolve() for path in finished.folders):
+        raise UserError(f"{folder} is one of the data sets to merge; name another --out or --name")
     manifests = _by_name(finished)
     for manifest in manifests.values():
         refuse_redacted(manifest)
     check_label_map(labels, manifests, config.map)
-    folder = config.out / config.name
-    if folder.resolve() in (path.resolve() for path in finished.folders):
-        raise UserError(f"{folder} is one of the data sets to merge; name another --out or --name")
     exclusive = config.exclusive or all(m.exclusive for m in manifests.values())
     vocabulary = Vocabulary(label_names(labels, manifests), exclusive)
     settings = _settings(finished, manifests, labels, vocabulary, config)
@@ -102,6 +110,8 @@ def merge(config: MergeConfig) -> Manifest:
         return load_manifest(folder)
     (folder / SPOOL).mkdir(parents=True, exist_ok=True)
     with lock(folder / SPOOL):
+        if _is_done(folder, settings):  # by another run, since this one looked: its shards stay
+            return load_manifest(folder)
         manifest = _write(folder, finished, labels, vocabulary, settings, config)
     shutil.rmtree(folder / SPOOL)
     return manifest

@@ -109,6 +109,8 @@ def _resplit(folder: Path, config: ResplitConfig) -> tuple[Path, Manifest]:
     with _held(folder if in_place else work):
         if in_place and load_manifest(folder) != old:
             raise UserError(f"{folder} was changed by another run meanwhile; start this one again")
+        if not in_place and _is_done(target, None, settings):
+            return target, load_manifest(target)  # by another run, since this one looked
         (work / SPOOL).mkdir(parents=True, exist_ok=True)
         manifest = _write(folder, work, old, settings, split, lists, config)
         shutil.rmtree(work / SPOOL)

@@ -18,6 +18,7 @@ from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_chestxray import CovidChestxray, CovidChestxrayConfig
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from ingest.spool import lock
 from shards.codec import decode_grey
 from shards.console import UserError
 from shards.labels import Vocabulary
@@ -106,6 +107,28 @@ def test_it_is_the_same_whatever_the_order_and_never_done_twice(sets: Path, tmp_
         merged(sets, tmp_path / "a", seed=1)
     whole = merged(sets, tmp_path / "c", folders=(sets,))
     assert whole.shards == manifest.shards
+
+
+def test_its_own_result_beside_its_parts_is_no_part(sets: Path, tmp_path: Path):
+    both = Path(shutil.copytree(sets, tmp_path / "sets"))
+    first = merged(sets, both, folders=(both,))
+    assert merged(sets, both, folders=(both,)) == first
+    with pytest.raises(UserError, match="is one of the data sets to merge"):
+        merged(sets, both, folders=(both, both / "merged"))
+
+
+def test_what_another_run_finished_meanwhile_stays(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def late(*given):
+        monkeypatch.undo()
+        merged(sets, tmp_path)
+        (tmp_path / "merged/.spool").mkdir()
+        monkeypatch.setattr("ingest.merge.assemble", lambda *_: 1 / 0)
+        return lock(*given)
+
+    monkeypatch.setattr("ingest.merge.lock", late)
+    assert merged(sets, tmp_path) == load_manifest(tmp_path / "merged")
 
 
 def test_notes_of_its_parts_stay(sets: Path, tmp_path: Path):

@@ -200,6 +200,20 @@ def test_a_set_that_another_run_writes_to_is_left_alone(
     assert load_manifest(folder).notes == ("new",)
 
 
+def test_what_another_run_finished_meanwhile_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def late(*given):
+        monkeypatch.undo()
+        again(folder, out=tmp_path / "out", seed=1)
+        (tmp_path / "out/covid-radiography/.spool").mkdir()
+        monkeypatch.setattr("ingest.resplit.assemble", lambda *_: 1 / 0)
+        return lock(*given)
+
+    monkeypatch.setattr("ingest.resplit.lock", late)
+    again(folder, out=tmp_path / "out", seed=1)
+
+
 def test_what_a_kill_behind_the_manifest_left_is_removed(folder: Path, tmp_path: Path):
     target = again(folder, out=tmp_path / "out", seed=1)
     (target / ".spool").mkdir()

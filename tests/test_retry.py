@@ -151,6 +151,23 @@ def test_a_retry_that_another_one_overtook_takes_nothing_back(
     assert not verify_dataset(raw.parent / "out/covid-radiography", lambda _: None)
 
 
+def test_an_ingest_that_another_one_overtook_writes_nothing_anew(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def late(*given):
+        monkeypatch.undo()
+        ingest(source(raw), config(raw))
+        monkeypatch.setattr("ingest.run.encode_all", lambda *_: 1 / 0)
+        return Spool(*given)
+
+    monkeypatch.setattr("ingest.run.Spool", late)
+    manifest = ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    assert manifest == load_manifest(folder)
+    assert not verify_dataset(folder, lambda _: None)
+    assert not (folder / ".spool").exists()
+
+
 def test_notes_that_stay_true_stay(raw: Path):
     source = Table(TableConfig(raw, write_table(raw)))
     ingest(source, config(raw, allow_missing=True))
