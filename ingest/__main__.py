@@ -144,7 +144,7 @@ def _retry(config: RetryConfig) -> None:
     folders = [folder for given in config.folders for folder in find_datasets(given.resolve())]
     lost = [line for given in config.folders for line in headless(given.resolve())]
     for line in lost:
-        console.warn(f"{line}; ingest again")
+        console.warn(f"{line}; ingest or resplit again")
     failed = [*lost]
     for folder in folders:
         try:

@@ -81,7 +81,7 @@ def _stats(folder: Path) -> None:
         print_stats(dataset, manifest)
     lost = headless(folder)
     if lost:
-        raise console.RunFailed(f"{'; '.join(lost)}; ingest again")
+        raise console.RunFailed(f"{'; '.join(lost)}; ingest or resplit again")
 
 
 def list_samples(folder: _DataSet) -> Action:

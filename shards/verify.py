@@ -37,7 +37,9 @@ def find_all(folder: Path) -> list[Path]:
     in the folder whose manifest is gone."""
     found, lost = find_datasets(folder), headless(folder)
     if lost:
-        raise UserError(f"{'; '.join(lost)}; ingest again, or name the data sets that are meant")
+        raise UserError(
+            f"{'; '.join(lost)}; ingest or resplit again, or name the sets that are meant"
+        )
     return found
 
 
@@ -54,10 +56,16 @@ def retried(folder: Path) -> bool:
 
 
 def headless(folder: Path) -> list[str]:
-    """Folders with shards and no manifest: the folder itself, or those in it. Not those that are
-    unfinished(), whose manifest comes last."""
+    """Folders with shards and no manifest: the folder itself, or those in it, also those that a
+    killed resplit left beside their place. Not what is unfinished(), whose manifest comes last."""
+    cut = (path.parent for path in sorted(folder.glob(".resplit-*/old")))
+    moved = {folder / path.name.removeprefix(".resplit-"): path for path in cut}
     inside = {path.parent for split in _SPLITS for path in folder.glob(f"*/{split}")}
     return [
+        f"{path} lies in {work}, as its resplit was cut short"
+        for path, work in moved.items()
+        if not path.exists()
+    ] + [
         f"{path} has shards and no {FILE_NAME}"
         for path in [folder, *sorted(inside)]
         if not any((path / name).exists() for name in (FILE_NAME, ".spool"))
