@@ -31,7 +31,7 @@ from shards import console
 from shards.manifest import Manifest
 from shards.remote import url_paths
 from shards.stats import count_table, print_left_out, stdout
-from shards.verify import find_datasets
+from shards.verify import find_datasets, headless
 
 Action = Callable[[], None]  # what a parsed command line asks for
 
@@ -142,7 +142,10 @@ def _retry(config: RetryConfig) -> None:
     if not config.folders:
         raise console.UserError("no data set named; give the folders of finished data sets")
     folders = [folder for given in config.folders for folder in find_datasets(given.resolve())]
-    failed = []
+    lost = [line for given in config.folders for line in headless(given.resolve())]
+    for line in lost:
+        console.warn(f"{line}; ingest or resplit again")
+    failed = [*lost]
     for folder in folders:
         try:
             if len(folders) > 1 and not read_rows(folder / QUARANTINE):
@@ -155,8 +158,8 @@ def _retry(config: RetryConfig) -> None:
             failed.append(str(folder))
     if failed:
         raise console.RunFailed(
-            f"{len(failed)} of {len(folders)} data sets could not be retried: {', '.join(failed)}; "
-            "the warnings above say why"
+            f"{len(failed)} of {len(folders) + len(lost)} data sets could not be retried: "
+            f"{', '.join(failed)}; the warnings above say why"
         )
 
 

@@ -1,5 +1,6 @@
 """Which images of a data set stay, in which split, and why the others go: decisions, no I/O."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,11 @@ from ingest.split import (
 from ingest.spool import Entry
 
 OVER_CAP = "over the cap per class"
-# How those notes begin that the samples alone do not tell.
+# How those notes begin that the samples alone do not tell; in a merged set, behind `<data set>: `.
 MISSING_NOTE, COVERED_NOTE = "missing: ", "parts of "
+_SETS = "(?:[A-Za-z0-9_-]+: )*"
+_LASTING = re.compile(f"{_SETS}(?:{MISSING_NOTE}|{COVERED_NOTE})")
+_EXACT = re.compile(f"({_SETS}{COVERED_NOTE})(?!at most )")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,18 @@ def notes(choice: Choice) -> tuple[str, ...]:
 
 def lasting(said: Sequence[str]) -> tuple[str, ...]:
     """Those of a data set's notes that stay with it, whatever becomes of its samples."""
-    return tuple(
-        note
-        for note in said
-        if note.startswith((MISSING_NOTE, COVERED_NOTE)) or note.endswith(PASSED_OVER)
-    )
+    return tuple(note for note in said if _LASTING.match(note) or note.endswith(PASSED_OVER))
+
+
+def at_most(said: Sequence[str]) -> list[str]:
+    """The notes, where images may have been left out that the counts of covered ones include."""
+    exact = [_EXACT.match(note) for note in said]
+    return [f"{m[1]}at most {n[m.end() :]}" if m else n for m, n in zip(exact, said)]
+
+
+def handed_on(dataset: str, said: Sequence[str]) -> list[str]:
+    """The lasting notes of a data set for those of one that it becomes part of."""
+    return [f"{dataset}: {note}" for note in at_most(lasting(said))]
 
 
 def leaks(choice: Choice) -> int:

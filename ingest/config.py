@@ -107,6 +107,8 @@ class IngestConfig:
             raise UserError(
                 f"--max-megapixels {self.max_megapixels:g}; allowed: above 0, to {_MOST_MEGAPIXELS}"
             )
+        if self.dry_run and self.retry:
+            raise UserError("--dry-run tells of a whole ingest, not of --retry; drop one")
         if self.ray_address and self.engine != "ray":
             raise UserError(f"--ray-address {self.ray_address} needs --engine ray")
         if self.engine == "ray":

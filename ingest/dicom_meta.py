@@ -57,6 +57,13 @@ class Described:
     held_back: str | None
 
 
+def is_cut_short(header: DicomHeader) -> bool:
+    """Whether a radiograph's file, or what may have been one, ends within its header, so that what
+    it does not say may be lost. Reports and directories have no pixels, and are not meant."""
+    may_be = header.modality.upper() in ("", *_RADIOGRAPHS)
+    return header.cut and may_be and header.sop_class in ("", *_RADIOGRAPH_CLASSES)
+
+
 def describe(header: DicomHeader, *, keep_lateral: bool, allow_burnt_in: bool) -> Described:
     """The header, judged."""
     view = view_of(header)

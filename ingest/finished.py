@@ -17,7 +17,7 @@ from shards.labels import UNKNOWN, Vocabulary
 from shards.manifest import Manifest, load_manifest, shard_path
 from shards.reader import read_component, read_index
 from shards.sample import SampleMeta
-from shards.verify import verify_dataset
+from shards.verify import RETRIED, retried, verify_dataset
 
 
 class Finished:
@@ -51,7 +51,8 @@ class Finished:
     def _load(self, folder: Path, manifest: Manifest, advance: Advance, tables: bool) -> list[Kept]:
         problems = verify_dataset(folder, advance, tables=tables)
         if problems:
-            raise UserError(f"{folder} is damaged: {problems[0]}; ingest it again")
+            way = f"{RETRIED} in it; else ingest" if tables and retried(folder) else "ingest"
+            raise UserError(f"{folder} is damaged: {problems[0]}; {way} it again")
         rows = _rows(folder)
         samples = []
         for shard in manifest.shards:

@@ -15,7 +15,7 @@ import tyro
 
 from ingest.assemble import Head, assemble
 from ingest.audit import OnDuplicate, OnNear
-from ingest.choice import Excluded, Found, Policy, choose
+from ingest.choice import Excluded, Found, Policy, choose, handed_on
 from ingest.finished import Finished
 from ingest.label_map import LabelMap, check_label_map, label_names, read_label_map
 from ingest.near import NAME as NEAR_HASH
@@ -25,14 +25,14 @@ from ingest.record import Record
 from ingest.redact import refuse_redacted
 from ingest.split import SplitConfig, check_counts, check_fractions
 from ingest.spool import FOLDER_NAME as SPOOL
-from ingest.spool import differences, lock
+from ingest.spool import differences, lock, remove_spool
 from ingest.tables import excluded_row
 from shards.console import RunFailed, UserError, progress, stderr
 from shards.labels import Vocabulary
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest, manifest_hash
 from shards.sample import make_key
-from shards.verify import find_datasets
+from shards.verify import find_all
 
 UNMAPPED = "a label that the mapping leaves out"
 NOT_ONE = "not exactly one label"
@@ -85,22 +85,33 @@ def merge(config: MergeConfig) -> Manifest:
     """Make `config.out/<name>/`; returns its manifest, at once when it is finished already."""
     config.check()
     labels = read_label_map(config.map)
-    finished = Finished([path for folder in config.folders for path in find_datasets(folder)])
+    folder = config.out / config.name
+    # Where a folder of several is named, what a run before made in it is none of them.
+    finished = Finished(
+        [
+            path
+            for given in config.folders
+            for path in find_all(given)
+            if path == given or path.resolve() != folder.resolve()
+        ]
+    )
+    if folder.resolve() in (path.resolve() for path in finished.folders):
+        raise UserError(f"{folder} is one of the data sets to merge; name another --out or --name")
     manifests = _by_name(finished)
     for manifest in manifests.values():
         refuse_redacted(manifest)
     check_label_map(labels, manifests, config.map)
-    folder = config.out / config.name
-    if folder.resolve() in (path.resolve() for path in finished.folders):
-        raise UserError(f"{folder} is one of the data sets to merge; name another --out or --name")
     exclusive = config.exclusive or all(m.exclusive for m in manifests.values())
     vocabulary = Vocabulary(label_names(labels, manifests), exclusive)
     settings = _settings(finished, manifests, labels, vocabulary, config)
     if _is_done(folder, settings):
+        remove_spool(folder)  # of a run that was cut short behind its manifest
         stderr.print(f"{folder} is finished already; nothing to do")
         return load_manifest(folder)
     (folder / SPOOL).mkdir(parents=True, exist_ok=True)
     with lock(folder / SPOOL):
+        if _is_done(folder, settings):  # by another run, since this one looked: its shards stay
+            return load_manifest(folder)
         manifest = _write(folder, finished, labels, vocabulary, settings, config)
     shutil.rmtree(folder / SPOOL)
     return manifest
@@ -192,6 +203,7 @@ def _write(
         settings,
         [excluded_row(e) for e in left_out],
         Counter(e.reason for e in left_out),
+        [note for m in finished.manifests for note in handed_on(m.dataset, m.notes)],
     )
     write_quarantine(folder / QUARANTINE, config.name, [])
     return assemble(folder, head, choice, finished, folder / SPOOL, shown=config.progress)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -80,6 +80,8 @@ class Source(Protocol):
     """A data set on disk.
 
     records(): every image the metadata list; reads no image (UserError for bad metadata).
+    records_before(): the same as when these images (file -> reason) were put into quarantine, where
+    what their files say of themselves was unread or another then.
     inventory(): (name, bytes) of the image files or archives there are.
     surely_missing(): what is known to be missing before the pass.
     images(): one pass over all images there are, archives streamed, in a fixed order.
@@ -98,6 +100,9 @@ class Source(Protocol):
     notes: tuple[str, ...] = ()
 
     def records(self) -> list[Record]: ...
+    def records_before(self, quarantined: Mapping[str, str]) -> list[Record]:
+        return self.records()
+
     def inventory(self) -> list[tuple[str, int]]: ...
     def surely_missing(self, records: Sequence[Record]) -> Missing | None: ...
     def images(self) -> Iterator[SourceImage]: ...

@@ -6,7 +6,8 @@ Run: python -m ingest resplit DIR... [--out OUT] --seed 1
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import tyro
 
 from ingest.assemble import Head, assemble
-from ingest.choice import COVERED_NOTE, Excluded, Found, Kept, Policy, choose, lasting
+from ingest.choice import Excluded, Found, Kept, Policy, at_most, choose, lasting
 from ingest.command import hand_on
 from ingest.finished import Finished
 from ingest.lists import apply_split_lists, split_lists
@@ -23,12 +24,12 @@ from ingest.record import Record
 from ingest.redact import refuse_redacted
 from ingest.split import TEST, TRAIN_VAL, SplitConfig, check_counts, check_fractions
 from ingest.spool import FOLDER_NAME as SPOOL
-from ingest.spool import differences, lock
+from ingest.spool import differences, lock, remove_spool
 from ingest.tables import EXCLUDED, excluded_row, read_rows
 from shards.console import RunFailed, UserError, progress, stderr
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest, manifest_hash
-from shards.verify import find_datasets
+from shards.verify import find_all
 
 HISTORY = "resplit_of"
 # The settings that are a resplit's own; the others are those of the ingest, for good.
@@ -84,8 +85,8 @@ class ResplitConfig:
 def resplit(config: ResplitConfig) -> list[tuple[Path, Manifest]]:
     """Split every data set anew; returns their folders and manifests."""
     for folder in config.folders:
-        _recover(folder)
-    found = [path for folder in config.folders for path in find_datasets(folder)]
+        _recover(folder.resolve())
+    found = [path for folder in config.folders for path in find_all(folder)]
     if not found:
         raise UserError("no data set named; give the folders of finished data sets")
     return [_resplit(folder.resolve(), config) for folder in found]
@@ -99,17 +100,32 @@ def _resplit(folder: Path, config: ResplitConfig) -> tuple[Path, Manifest]:
     settings = _settings(folder, old, split, lists, config)
     target = config.out.resolve() / old.dataset if config.out else folder
     if _is_done(target, old if target == folder else None, settings):
+        if target != folder:
+            remove_spool(target)  # of a run that was cut short behind its manifest
         stderr.print(f"{target} is split this way already; nothing to do")
         return target, load_manifest(target)
-    work = target if target != folder else _work(folder)
-    (work / SPOOL).mkdir(parents=True, exist_ok=True)
-    with lock(work / SPOOL):
+    in_place = target == folder
+    work = _work(folder) if in_place else target
+    with _held(folder if in_place else work):
+        if in_place and load_manifest(folder) != old:
+            raise UserError(f"{folder} was changed by another run meanwhile; start this one again")
+        if not in_place and _is_done(target, None, settings):
+            return target, load_manifest(target)  # by another run, since this one looked
+        (work / SPOOL).mkdir(parents=True, exist_ok=True)
         manifest = _write(folder, work, old, settings, split, lists, config)
-    shutil.rmtree(work / SPOOL)
-    hand_on(folder, target)
-    if work != target:
-        _swap(folder)
+        shutil.rmtree(work / SPOOL)
+        hand_on(folder, target)
+        if in_place:
+            _swap(folder)
     return target, manifest
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """No other ingest, retry or resplit writes to the data set in the meantime."""
+    (folder / SPOOL).mkdir(parents=True, exist_ok=True)
+    with lock(folder / SPOOL):
+        yield
 
 
 def new_split(old: Manifest, config: ResplitConfig) -> SplitConfig:
@@ -208,11 +224,8 @@ def _write(
 def _notes(old: Manifest, left_out: int) -> list[str]:
     """What stays true of the old notes: covered images may be among those left out now."""
     said = [*lasting(old.notes)]
-    if not left_out or old.settings.get("redact", {}).get("split") != "all":
-        return said
-    most = f"{COVERED_NOTE}at most "
-    exact = [n.startswith(COVERED_NOTE) and not n.startswith(most) for n in said]
-    return [n.replace(COVERED_NOTE, most, 1) if changes else n for n, changes in zip(said, exact)]
+    everywhere = old.settings.get("redact", {}).get("split", "all") == "all"
+    return at_most(said) if left_out and everywhere else said
 
 
 def _records(
@@ -240,9 +253,14 @@ def _swap(folder: Path) -> None:
 
 def _recover(folder: Path) -> None:
     """Complete the swaps that a kill cut in two, of this data set or of those in this folder."""
-    for parent in (folder, folder.parent):
-        for old in parent.glob(".resplit-*/old"):
-            target = parent / old.parent.name.removeprefix(".resplit-")
+    for old in (*folder.glob(".resplit-*/old"), *_work(folder).parent.glob("old")):
+        target = old.parent.parent / old.parent.name.removeprefix(".resplit-")
+        with _held(old):
             if not target.exists():
                 _work(target).rename(target)
+            if not (target / MANIFEST).exists():
+                raise UserError(
+                    f"{target} is not finished, and {old.parent} has the finished set that a "
+                    "resplit was to put there; remove the one that is not wanted"
+                )
             shutil.rmtree(old.parent)

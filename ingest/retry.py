@@ -7,7 +7,7 @@ it shows images that are in no shard; the manifest's notes count new pairs too.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from ingest.assemble import SPLITS, count_splits, plan_samples, plan_shards
 from ingest.audit import OnDuplicate, OnNear, audit, connected
 from ingest.choice import (
+    MISSING_NOTE,
     OVER_CAP,
     Choice,
     Excluded,
@@ -31,9 +32,9 @@ from ingest.finished import Finished
 from ingest.places import check_places
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import quarantine_bytes, quarantine_row, write_quarantine_rows
-from ingest.record import Record, Source
+from ingest.record import Record, Source, records_hash
 from ingest.resplit import CHANGED, HISTORY
-from ingest.run import QUARANTINED, all_settings, encode_all, spool_settings
+from ingest.run import MISSING, QUARANTINED, all_settings, encode_all, spool_settings
 from ingest.split import TEST, SplitConfig, assign_splits, join_patients, patient_of
 from ingest.spool import Spool, differences, remove_spool
 from ingest.tables import (
@@ -52,7 +53,10 @@ from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, ShardInfo, load_manifest, shard_path
 from shards.writer import write_atomic, write_shard
 
-_MAY_CHANGE = "files_sha256"  # a file that was downloaded again has another size
+_METADATA, _MAY_CHANGE = (
+    "metadata_sha256",
+    "files_sha256",
+)  # a file that was downloaded again has another size
 
 
 def retry(source: Source, config: IngestConfig) -> Manifest:
@@ -66,13 +70,16 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
     records = source.records()
     encoding = config.encode_config()
     settings = all_settings(source, records, config, encoding) | _of_resplit(old, folder)
+    bad = {row["member"]: row["reason"] for row in read_rows(folder / QUARANTINE)}
     known = {**old.settings, _MAY_CHANGE: settings[_MAY_CHANGE]}
+    said = old.notes
+    if known != settings and _read_first(source, bad, known, settings):
+        known, said = settings, _missing_now(source, records, said)
     if known != settings:
         raise UserError(
             f"{folder} was made with other settings: {differences(known, settings)}; --retry needs "
             "the options of the first run"
         )
-    bad = {row["member"] for row in read_rows(folder / QUARANTINE)}
     again = [_undivided(r, old.settings) for r in records if r.file in bad and not r.excluded]
     if not again:
         stderr.print(f"{folder} has no quarantined images; nothing to do")
@@ -86,9 +93,27 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
         patient = replace(config, max_bad=1.0, allow_missing=True)
         encode_all(source, again, spool, patient, encoding)
         spool.flush()
-        manifest = _add(source, again, spool, folder, replace(old, settings=settings), config)
+        old = replace(old, settings=settings, notes=said)
+        keys = {r.key for r in records}
+        manifest = _add(source, again, spool, folder, old, config, keys)
     remove_spool(folder)
     return manifest
+
+
+def _read_first(
+    source: Source, bad: Mapping[str, str], known: Mapping[str, Any], settings: Mapping[str, Any]
+) -> bool:
+    """Whether the settings differ by what mended files say of themselves, and by nothing else."""
+    if {**known, _METADATA: settings[_METADATA]} != settings:
+        return False
+    return records_hash(source.records_before(bad)) == known[_METADATA]
+
+
+def _missing_now(source: Source, records: Sequence[Record], said: Sequence[str]) -> tuple[str, ...]:
+    """The notes with what is missing now: a row of a table may have found its file."""
+    missing = source.surely_missing(records)
+    note = [f"{MISSING_NOTE}{missing.text}"] if missing else []
+    return (*note, *(text for text in said if not text.startswith(MISSING_NOTE)))
 
 
 def _of_resplit(old: Manifest, folder: Path) -> dict[str, Any]:
@@ -137,7 +162,9 @@ def _add(
     folder: Path,
     old: Manifest,
     config: IngestConfig,
+    names: Collection[str],
 ) -> Manifest:
+    """names: the keys of all records of the source."""
     finished = Finished([folder])
     with progress("verify", finished.samples, shown=config.progress) as advance:
         # The tables are written before the manifest: those of a retry that was cut short differ.
@@ -166,7 +193,11 @@ def _add(
     bad = [row for row in read_rows(folder / QUARANTINE) if row["member"] not in done]
     still = [problems.get(row["member"], row) for row in bad]
     # Counted, not added up: a retry that was cut short may have written some of them.
-    excluded = [row for row in read_rows(folder / EXCLUDED) if row["key"] not in tried]
+    excluded = [
+        row
+        for row in read_rows(folder / EXCLUDED)
+        if row["key"] not in tried and (row["key"] in names or row["reason"] != MISSING)
+    ]
     excluded += [excluded_row(e) for e in choice.excluded]
     write_excluded(folder, excluded)
     splits = count_splits(choice.kept, old.vocabulary)

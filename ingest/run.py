@@ -100,6 +100,9 @@ def _make(
     if is_remote(target):
         begin(folder, target)
     with Spool(folder, spool_settings(settings), settings) as spool:
+        made = _finished(folder, settings)
+        if made:  # by another run, since this one looked: its shards stay
+            return made
         encode_all(source, records, spool, config, encoding, missing.images if missing else 0)
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)

@@ -6,7 +6,7 @@ it brings one, else by patient), in which no patient stands twice.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,9 +83,15 @@ class Selected(Source):
     def records(self) -> list[Record]:
         """UserError for a view or modality that no image has, for a list that names no image, and
         for an option that would do nothing."""
+        return self._selected(self.source.records())
+
+    def records_before(self, quarantined: Mapping[str, str]) -> list[Record]:
+        return self._selected(self.source.records_before(quarantined))
+
+    def _selected(self, records: Sequence[Record]) -> list[Record]:
         config = self.config
         anew = bool(self.lists) or config.random_split
-        records = readmit(self.source.records(), anew=anew)
+        records = readmit(records, anew=anew)
         records = leave_out(records, config.exclude_view, "view", lambda r: r.view)
         records = leave_out(records, config.exclude_modality, "modality", lambda r: r.modality)
         if config.exclude:

@@ -12,7 +12,15 @@ from shards.manifest import check_shards, load_manifest
 from shards.remote import is_remote, url_paths
 from shards.sheet import contact_sheet
 from shards.stats import print_stats
-from shards.verify import count_samples, find_datasets, headless, unfinished, verify_dataset
+from shards.verify import (
+    RETRIED,
+    count_samples,
+    find_datasets,
+    headless,
+    retried,
+    unfinished,
+    verify_dataset,
+)
 from shards.writer import write_atomic
 
 Action = Callable[[], None]  # what a parsed command line asks for
@@ -43,18 +51,26 @@ def _verify(folder: Path) -> None:
         datasets = []
     problems += unfinished(folder)
     samples = sum(map(count_samples, datasets))
+    half = []
     with console.progress("verify", samples) as advance:
         for dataset in datasets:
-            problems += verify_dataset(dataset, advance)
+            found = verify_dataset(dataset, advance)
+            problems += found
+            if found and retried(dataset):
+                half.append(str(dataset))
     for problem in problems:
         print(problem)
     if problems:
-        raise console.RunFailed(f"{len(problems)} problems in {folder}; ingest again")
+        way = "ingest again"
+        if half:
+            way = f"{RETRIED} in {', '.join(half)}: once it is done, verify again; else {way}"
+        raise console.RunFailed(f"{len(problems)} problems in {folder}; {way}")
     print(f"{samples} samples in {len(datasets)} data sets: all as their manifests say")
 
 
 def stats(folder: _Folder) -> Action:
-    """Images per split and class, bytes, patients and sources of each data set, in a table."""
+    """Images per split and class, bytes, patients and sources of each data set, in a table. Exit
+    status 1 when one beside them has lost its manifest."""
     return lambda: _stats(folder)
 
 
@@ -63,6 +79,9 @@ def _stats(folder: Path) -> None:
         manifest = load_manifest(dataset)
         check_shards(dataset, manifest, tuple(manifest.splits))
         print_stats(dataset, manifest)
+    lost = headless(folder)
+    if lost:
+        raise console.RunFailed(f"{'; '.join(lost)}; ingest or resplit again")
 
 
 def list_samples(folder: _DataSet) -> Action:

@@ -54,7 +54,8 @@ class NotDicom(BadImage):
 @dataclass(frozen=True)
 class DicomHeader:
     """The elements as text, several values joined by a backslash; empty where absent. They are
-    left out of its repr: identifiers belong into no message."""
+    left out of its repr: identifiers belong into no message. cut: the file ends before any element
+    that lies behind them, as the pixels do."""
 
     modality: str = field(default="", repr=False)
     sop_class: str = field(default="", repr=False)
@@ -70,6 +71,7 @@ class DicomHeader:
     image_laterality: str = field(default="", repr=False)
     burnt_in: str = field(default="", repr=False)
     view_meaning: str = field(default="", repr=False)
+    cut: bool = False
 
 
 def read_header(stream: BinaryIO) -> DicomHeader:
@@ -110,7 +112,7 @@ def _parse(data: bytes, *, whole: bool = False) -> DicomHeader | None:
         with contained():
             dataset, reached_end = _read_wanted(data)
             if reached_end or whole:
-                return _header(dataset)
+                return _header(dataset, cut=not reached_end)
     except BadImage:
         if whole or len(data) > FIRST_BYTES:
             raise
@@ -142,7 +144,7 @@ def _refuse_deflated(data: bytes) -> None:
         raise BadImage("transfer syntax Deflated Explicit VR Little Endian is not read")
 
 
-def _header(dataset: Dataset) -> DicomHeader:
+def _header(dataset: Dataset, *, cut: bool) -> DicomHeader:
     texts = {name: _text(dataset, tag) for name, tag in _FIELDS.items()}
     if not texts["sop_instance"]:
         texts["sop_instance"] = str(dataset.file_meta.get("MediaStorageSOPInstanceUID", ""))
@@ -150,7 +152,7 @@ def _header(dataset: Dataset) -> DicomHeader:
         texts["sop_class"] = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     codes = dataset[_VIEW_CODES].value if _VIEW_CODES in dataset else None
     meaning = _text(codes[0], _CODE_MEANING) if codes else ""
-    return DicomHeader(**texts, view_meaning=meaning)
+    return DicomHeader(**texts, view_meaning=meaning, cut=cut)
 
 
 def _text(dataset: Dataset, tag: int) -> str:

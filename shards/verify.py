@@ -17,6 +17,7 @@ from shards.fetched import local_shard
 from shards.manifest import FILE_NAME, Manifest, ShardInfo, load_manifest, shard_path, shard_problem
 from shards.verify_shard import ShardReport, report_shard
 
+RETRIED = "a retry is at work or was cut short (the same one again goes on)"
 _SPLITS = ("train", "val", "test")
 
 
@@ -31,17 +32,40 @@ def find_datasets(folder: Path) -> list[Path]:
     return found
 
 
+def find_all(folder: Path) -> list[Path]:
+    """find_datasets() for what would be wrong without one of them. UserError that names a data set
+    in the folder whose manifest is gone."""
+    found, lost = find_datasets(folder), headless(folder)
+    if lost:
+        raise UserError(
+            f"{'; '.join(lost)}; ingest or resplit again, or name the sets that are meant"
+        )
+    return found
+
+
 def unfinished(folder: Path) -> list[str]:
     """Data sets begun in a folder that holds several, and not finished."""
     begun = (path.parent for path in folder.glob("*/.spool"))
     return [f"{path} is not finished" for path in sorted(begun) if not (path / FILE_NAME).exists()]
 
 
+def retried(folder: Path) -> bool:
+    """Whether a retry is at work in a data set, or was cut short: then the same one again mends
+    what it left."""
+    return (folder / ".spool/settings.json").is_file()
+
+
 def headless(folder: Path) -> list[str]:
-    """Folders with shards and no manifest: the folder itself, or those in it. Not those that are
-    unfinished(), whose manifest comes last."""
+    """Folders with shards and no manifest: the folder itself, or those in it, also those that a
+    killed resplit left beside their place. Not what is unfinished(), whose manifest comes last."""
+    cut = (path.parent for path in sorted(folder.glob(".resplit-*/old")))
+    moved = {folder / path.name.removeprefix(".resplit-"): path for path in cut}
     inside = {path.parent for split in _SPLITS for path in folder.glob(f"*/{split}")}
     return [
+        f"{path} lies in {work}, as its resplit was cut short"
+        for path, work in moved.items()
+        if not path.exists()
+    ] + [
         f"{path} has shards and no {FILE_NAME}"
         for path in [folder, *sorted(inside)]
         if not any((path / name).exists() for name in (FILE_NAME, ".spool"))

@@ -66,6 +66,9 @@ def test_every_data_set_is_retried_that_can_be(
     assert any(line.startswith("again: folders --src") for line in said)
     with pytest.raises(UserError, match="is not remembered"):
         _retry(RetryConfig((out / "a",)))
+    (out / "d/manifest.json").unlink()
+    with pytest.raises(RunFailed, match=r"^3 of 4 data sets .*out/d has shards and no manifest"):
+        _retry(RetryConfig((out,)))
 
 
 def test_a_resplit_into_another_folder_takes_the_command_along(tmp_path: Path):

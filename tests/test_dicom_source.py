@@ -17,9 +17,10 @@ from ingest_runs import tree
 
 from ingest.config import IngestConfig
 from ingest.dicom_files import found_files
-from ingest.dicom_meta import BURNT_IN, age_of, view_of
+from ingest.dicom_meta import BURNT_IN, age_of, is_cut_short, view_of
 from ingest.estimate import estimate
 from ingest.pseudonym import Pseudonyms, load_key
+from ingest.record import Source
 from ingest.retry import retry
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
@@ -474,4 +475,76 @@ def test_a_header_that_is_unread_keeps_the_image_out(
     manifest = ingest(source(src, labels, key), config(tmp_path / "out"))
     assert (_counts(manifest), manifest.excluded) == (5, {"quarantined": 1})
     (bad,) = pq.read_table(tmp_path / "out/dicom/quarantine.parquet").to_pylist()
-    assert bad["reason"] == "cannot be read: Input/output error"
+    assert bad["reason"] == "unread header: cannot be read: Input/output error"
+    plain = config(tmp_path / "out")
+    assert _counts(retry(source(src, labels, key), plain)) == 6
+    assert verify_dataset(tmp_path / "out/dicom", lambda n: None) == []
+    rest = samples(tmp_path / "out")
+    assert {r["patient"] is None for r in rest.values()} == {False}
+    assert len(rest) == 6
+
+
+@pytest.mark.parametrize("selected", [False, True])
+def test_a_file_that_is_mended_is_found_by_retry(tmp_path: Path, selected: bool):
+    """Cut in its header, no DICOM at all, burnt-in words: each has other metadata once mended."""
+    src, labels, key = small_set(tmp_path)
+    whole = tmp_path / "whole"
+    shutil.copytree(src, whole)
+    (src / "study0/image1.dcm").write_bytes(b"<html>not found</html>")
+    for n in (3, 4):  # whose rows are by UID, so that theirs are without a file
+        path = src / f"study{n // 2}/image{n}.dcm"
+        path.write_bytes(path.read_bytes()[:150])
+    write(
+        src / "study2/image5.dcm",
+        picture(5),
+        bits=12,
+        SOPInstanceUID="1.2.5",
+        PatientID="patient3",
+        PatientSex="F",
+        PatientAge="058Y",
+        BurnedInAnnotation="YES",
+    )
+
+    def dicom() -> Source:
+        given = SelectionConfig(fractions=(0.5, 0.2, 0.3)) if selected else SelectionConfig()
+        return select(source(src, labels, key), given)
+
+    out = tmp_path / "out"
+    manifest = ingest(dicom(), config(out, max_bad=1.0))
+    assert (_counts(manifest), manifest.excluded) == (2, {"quarantined": 4, "image missing": 2})
+    for path in ("study0/image1.dcm", "study2/image5.dcm", "study1/image3.dcm"):
+        shutil.copy(whole / path, src / path)
+    manifest = retry(dicom(), config(out))
+    assert (_counts(manifest), manifest.excluded) == (5, {"quarantined": 1, "image missing": 1})
+    assert manifest.notes[0].startswith("missing: 1 of the label table's 6 rows")
+    shutil.copy(whole / "study2/image4.dcm", src / "study2/image4.dcm")
+    manifest = retry(dicom(), config(out))
+    assert (_counts(manifest), manifest.excluded) == (6, {})
+    assert not any("missing" in note for note in manifest.notes)
+    assert verify_dataset(out / "dicom", lambda n: None) == []
+    assert ingest(dicom(), config(out)) == manifest
+    fresh = tmp_path / "fresh"
+    ingest(source(whole, labels, key), config(fresh))
+    assert samples(out).keys() == samples(fresh).keys()
+
+
+def test_what_has_no_pixels_is_not_cut_short():
+    directory = "1.2.840.10008.1.3.10"
+    assert is_cut_short(DicomHeader(cut=True))
+    assert is_cut_short(DicomHeader(cut=True, modality="dx"))
+    assert not is_cut_short(DicomHeader(modality="DX"))
+    assert not is_cut_short(DicomHeader(cut=True, modality="SR"))
+    assert not is_cut_short(DicomHeader(cut=True, sop_class=directory))
+
+
+def test_what_else_changed_is_refused_by_retry(tmp_path: Path):
+    src, labels, key = small_set(tmp_path)
+    path = src / "study0/image1.dcm"
+    data = path.read_bytes()
+    path.write_bytes(data[:150])
+    ingest(source(src, labels, key), config(tmp_path / "out"))
+    path.write_bytes(data)
+    text = labels.read_text()
+    labels.write_text(text.replace("1.2.3,Mass", "1.2.3,Edema"))
+    with pytest.raises(UserError, match="metadata_sha256"):
+        retry(source(src, labels, key), config(tmp_path / "out"))

@@ -200,6 +200,7 @@ def test_a_damaged_archive_can_be_replaced(tiny_raw: Path, small_raw: Path, tmp_
         ({"workers": 0}, "--workers 0; allowed: 1"),
         ({"shard_mb": 0}, "--shard-mb 0"),
         ({"max_bad": 2.0}, "--max-bad"),
+        ({"dry_run": True, "retry": True}, "--dry-run tells of a whole ingest, not of --retry"),
         ({"max_megapixels": 0}, "--max-megapixels 0; allowed: above 0, to 1000"),
         ({"max_megapixels": float("nan")}, "--max-megapixels nan; allowed"),
         ({"shorter_side": -1}, "--shorter-side -1"),

@@ -1,6 +1,7 @@
 """ingest.merge, ingest.label_map: labels mapped, copies found across data sets, patients apart."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,10 +13,12 @@ from ingest.config import IngestConfig
 from ingest.label_map import read_label_map
 from ingest.merge import MergeConfig, map_record, merge
 from ingest.record import Record
+from ingest.resplit import ResplitConfig, resplit
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_chestxray import CovidChestxray, CovidChestxrayConfig
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from ingest.spool import lock
 from shards.codec import decode_grey
 from shards.console import UserError
 from shards.labels import Vocabulary
@@ -104,6 +107,53 @@ def test_it_is_the_same_whatever_the_order_and_never_done_twice(sets: Path, tmp_
         merged(sets, tmp_path / "a", seed=1)
     whole = merged(sets, tmp_path / "c", folders=(sets,))
     assert whole.shards == manifest.shards
+
+
+def test_its_own_result_beside_its_parts_is_no_part(sets: Path, tmp_path: Path):
+    both = Path(shutil.copytree(sets, tmp_path / "sets"))
+    first = merged(sets, both, folders=(both,))
+    assert merged(sets, both, folders=(both,)) == first
+    with pytest.raises(UserError, match="is one of the data sets to merge"):
+        merged(sets, both, folders=(both, both / "merged"))
+
+
+def test_what_another_run_finished_meanwhile_stays(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def late(*given):
+        monkeypatch.undo()
+        merged(sets, tmp_path)
+        (tmp_path / "merged/.spool").mkdir()
+        monkeypatch.setattr("ingest.merge.assemble", lambda *_: 1 / 0)
+        return lock(*given)
+
+    monkeypatch.setattr("ingest.merge.lock", late)
+    assert merged(sets, tmp_path) == load_manifest(tmp_path / "merged")
+
+
+def test_notes_of_its_parts_stay(sets: Path, tmp_path: Path):
+    one = tmp_path / "second"
+    shutil.copytree(sets / "second", one)
+    notes = ("missing: 2 images", "parts of 5 images (all) are blacked out", "3 pairs stay")
+    (one / "manifest.json").write_bytes(replace(load_manifest(one), notes=notes).to_json())
+    folders = (sets / "covid-radiography", one)
+    manifest = merged(sets, tmp_path / "out", folders=folders)
+    kept = (
+        "second: missing: 2 images",
+        "second: parts of at most 5 images (all) are blacked out",
+    )
+    assert manifest.notes[:2] == kept
+    assert "3 pairs stay" not in "".join(manifest.notes)
+    config = ResplitConfig((tmp_path / "out/merged",), cap_per_class=3, progress=False)
+    ((_, manifest),) = resplit(config)
+    assert manifest.notes[:2] == kept
+
+
+def test_a_set_without_a_manifest_is_not_passed_over(sets: Path, tmp_path: Path):
+    both = Path(shutil.copytree(sets, tmp_path / "sets"))
+    (both / "second/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"second has shards and no manifest\.json; ingest or"):
+        merged(sets, tmp_path / "out", folders=(both,))
 
 
 def test_test_per_class(sets: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ from ingest.resplit import ResplitConfig, resplit
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
+from ingest.spool import Spool, lock
 from shards.console import UserError
 from shards.manifest import load_manifest
 from shards.reader import read_split
@@ -163,6 +164,69 @@ def test_a_swap_that_was_cut_is_completed(folder: Path, tmp_path: Path, moment: 
     again(folder, seed=1)
     assert contents(folder) == contents(whole)
     assert not work.exists()
+
+
+def test_an_unfinished_set_in_place_of_a_cut_swap_costs_no_finished_one(folder: Path):
+    work = folder.parent / ".resplit-covid-radiography"
+    shutil.copytree(folder, work / "old")
+    shutil.copytree(folder, work / folder.name)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"is not finished, and .* has the finished set"):
+        resplit(ResplitConfig((folder,), seed=1, progress=False))
+    assert not verify_dataset(work / folder.name, lambda _: None)
+    shutil.rmtree(folder)
+    again(folder, seed=1)
+    assert not work.exists()
+
+
+def test_a_set_that_another_run_writes_to_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = contents(folder)
+    with Spool(folder, {}), pytest.raises(UserError, match="another ingest is writing to"):
+        again(folder, seed=1)
+    shutil.rmtree(folder / ".spool")
+    assert contents(folder) == before
+
+    def late(*given):  # another run ends between the first look and the lock
+        monkeypatch.undo()
+        manifest = load_manifest(folder)
+        (folder / "manifest.json").write_bytes(replace(manifest, notes=("new",)).to_json())
+        return lock(*given)
+
+    monkeypatch.setattr("ingest.resplit.lock", late)
+    with pytest.raises(UserError, match="was changed by another run meanwhile"):
+        again(folder, seed=1)
+    assert load_manifest(folder).notes == ("new",)
+
+
+def test_what_another_run_finished_meanwhile_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def late(*given):
+        monkeypatch.undo()
+        again(folder, out=tmp_path / "out", seed=1)
+        (tmp_path / "out/covid-radiography/.spool").mkdir()
+        monkeypatch.setattr("ingest.resplit.assemble", lambda *_: 1 / 0)
+        return lock(*given)
+
+    monkeypatch.setattr("ingest.resplit.lock", late)
+    again(folder, out=tmp_path / "out", seed=1)
+
+
+def test_what_a_kill_behind_the_manifest_left_is_removed(folder: Path, tmp_path: Path):
+    target = again(folder, out=tmp_path / "out", seed=1)
+    (target / ".spool").mkdir()
+    again(folder, out=tmp_path / "out", seed=1)
+    assert not (target / ".spool").exists()
+
+
+def test_a_set_without_a_manifest_is_not_passed_over(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "second")
+    (tmp_path / "second/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"second has shards and no manifest\.json; ingest or"):
+        resplit(ResplitConfig((tmp_path,), seed=1, progress=False))
+    assert again(folder, seed=1) == folder
 
 
 def test_unknown_labels_survive(folder: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import pyarrow.parquet as pq
 import pytest
+from ingest_runs import run_cli
 
 from ingest.choice import Found, Kept, Policy
 from ingest.config import IngestConfig
@@ -106,6 +107,23 @@ def test_a_retry_that_is_cut_short_is_done_again(raw: Path, monkeypatch: pytest.
         assert (folder / name).read_bytes() == (other / name).read_bytes()
 
 
+def test_what_a_cut_retry_left_is_told_from_damage(raw: Path, monkeypatch: pytest.MonkeyPatch):
+    ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    mend(raw, "COVID-19 (1).png")
+    monkeypatch.setattr("ingest.retry.write_atomic", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        retry(source(raw), config(raw))
+    monkeypatch.undo()
+    verified = run_cli("shards", "verify", folder)
+    assert verified.returncode == 1
+    assert f"was cut short (the same one again goes on) in {folder}: " in verified.stderr
+    with pytest.raises(UserError, match=r"a retry is at work or was cut short .*; else ingest it"):
+        again(folder, seed=1)
+    retry(source(raw), config(raw))
+    again(folder, seed=1)
+
+
 def test_a_plain_ingest_leaves_a_running_retry_its_spool(raw: Path):
     ingest(source(raw), config(raw))
     folder = raw.parent / "out/covid-radiography"
@@ -131,6 +149,23 @@ def test_a_retry_that_another_one_overtook_takes_nothing_back(
     with pytest.raises(UserError, match="was changed by another run meanwhile"):
         retry(source(raw), config(raw))
     assert not verify_dataset(raw.parent / "out/covid-radiography", lambda _: None)
+
+
+def test_an_ingest_that_another_one_overtook_writes_nothing_anew(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def late(*given):
+        monkeypatch.undo()
+        ingest(source(raw), config(raw))
+        monkeypatch.setattr("ingest.run.encode_all", lambda *_: 1 / 0)
+        return Spool(*given)
+
+    monkeypatch.setattr("ingest.run.Spool", late)
+    manifest = ingest(source(raw), config(raw))
+    folder = raw.parent / "out/covid-radiography"
+    assert manifest == load_manifest(folder)
+    assert not verify_dataset(folder, lambda _: None)
+    assert not (folder / ".spool").exists()
 
 
 def test_notes_that_stay_true_stay(raw: Path):

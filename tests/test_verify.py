@@ -184,11 +184,28 @@ def test_shards_without_a_manifest_are_a_problem(tiny_shards: Path, folder: Path
         assert broken.returncode == 1
         assert broken.stdout == f"{folder} has shards and no manifest.json\n"
         assert broken.stderr.endswith(f"error: 1 problems in {place}; ingest again\n")
+    stats = run_cli("stats", folder.parent)
+    assert stats.returncode == 1
+    assert "chestxray14" in stats.stdout
+    assert (
+        stats.stderr
+        == f"error: {folder} has shards and no manifest.json; ingest or resplit again\n"
+    )
     shutil.rmtree(folder.parent / "chestxray14")
     assert run_cli("verify", folder.parent).returncode == 1
     (folder / ".spool").mkdir()
     assert headless(folder.parent) == []
     assert unfinished(folder.parent) == [f"{folder} is not finished"]
+
+
+def test_a_set_that_a_cut_resplit_left_beside_its_place_is_named(folder: Path):
+    work = folder.parent / ".resplit-covid-radiography"
+    assert headless(folder.parent) == []
+    work.mkdir()
+    folder.rename(work / "old")
+    (problem,) = headless(folder.parent)
+    assert problem == f"{folder} lies in {work}, as its resplit was cut short"
+    assert run_cli("verify", folder.parent).stdout == f"{problem}\n"
 
 
 def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -7,14 +7,14 @@ Run: python -m ingest dicom --src PATH --table FILE --key-file FILE --out DIR
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from ingest.dicom_files import FoundFile, found_files
 from ingest.dicom_labels import LabelRow, as_latin, make_vocabulary, read_labels
-from ingest.dicom_meta import describe
+from ingest.dicom_meta import BURNT_IN, describe, is_cut_short
 from ingest.file_source import check_name
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.pseudonym import Pseudonyms, load_key
@@ -29,6 +29,7 @@ NAME = "dicom"
 NO_ROW = "no row in the label table"
 REPEATED = "SOPInstanceUID of another file"
 NOT_DICOM = "not a DICOM file"
+_UNREAD = "unread header: "  # begins the reason of a file that was put into quarantine for it
 _SUFFIXES = (".dcm", ".dicom")
 _NO_FILE = "no-file-"  # in front of the location of a row whose file is not there
 
@@ -100,7 +101,20 @@ class Dicom(Source):
     def records(self) -> list[Record]:
         """Reads every header; a file whose header cannot be read, or tells of burnt-in words, has a
         record, which images() puts into quarantine."""
-        self.held_back = {}
+        records, self.held_back, passed_over = self._look({})
+        if passed_over:
+            warn(f"{passed_over} files or links are not DICOM; passed over")
+        _warn_of_views(records)
+        return records
+
+    def records_before(self, quarantined: Mapping[str, str]) -> list[Record]:
+        """Of files whose header can be read now, and could not, or that told of burnt-in words."""
+        return self._look(quarantined)[0]
+
+    def _look(self, before: Mapping[str, str]) -> tuple[list[Record], dict[str, str], int]:
+        """Records, what images() holds back, and how many files are passed over. before: file ->
+        why it was put into quarantine, and is taken to be still."""
+        held_back: dict[str, str] = {}
         table = _LabelTable(self.rows, self.config.table)
         records: list[Record] = []
         kept: set[str] = set()  # SOPInstanceUIDs
@@ -112,12 +126,21 @@ class Dicom(Source):
                 if isinstance(header, NotDicom) and not _says_dicom(file.name):
                     passed_over += 1
                     continue
-                records.append(self._record(file, header, table, kept))
-        if passed_over:
-            warn(f"{passed_over} files or links are not DICOM; passed over")
-        _warn_of_views(records)
+                location = self._location(file.name)
+                was = before.get(location, "")
+                if isinstance(header, BadImage) or was.startswith((NOT_DICOM, _UNREAD)):
+                    held_back[location] = _why_unread(header)
+                    records.append(_unread(location, table.row(file.name, "")))
+                    continue
+                row = table.row(file.name, header.sop_instance)
+                record, reason = self._record(location, header, row, kept, was)
+                records.append(record)
+                if reason:
+                    held_back[location] = reason
         records += [self._without_file(row) for row in table.unused()]
-        return keep_patients_apart(val_from_train(records)) if self.rows[0].split else records
+        if self.rows[0].split:
+            records = keep_patients_apart(val_from_train(records))
+        return records, held_back, passed_over
 
     def inventory(self) -> list[tuple[str, int]]:
         if not self.config.src.is_dir():
@@ -150,43 +173,33 @@ class Dicom(Source):
     def _header(file: FoundFile) -> DicomHeader | BadImage:
         try:
             with file.stream() as stream:
-                return read_header(stream)
+                header = read_header(stream)
         except BadImage as error:
             return error
+        return BadImage("it is cut short") if is_cut_short(header) else header
 
     def _location(self, name: str) -> str:
         return f"{self.pseudonyms.of('file', name)}.dcm"
 
     def _record(
-        self,
-        file: FoundFile,
-        header: DicomHeader | BadImage,
-        table: "_LabelTable",
-        kept: set[str],
-    ) -> Record:
-        location = self._location(file.name)
-        key = location.removesuffix(".dcm")
-        if isinstance(header, BadImage):
-            self.held_back[location] = NOT_DICOM if isinstance(header, NotDicom) else str(header)
-            row = table.row(file.name, "")
-            return Record(
-                location, key, row.labels if row else (), split=row.split if row else None
-            )
-        row = table.row(file.name, header.sop_instance)
+        self, location: str, header: DicomHeader, row: LabelRow | None, kept: set[str], was: str
+    ) -> tuple[Record, str | None]:
+        """Of a file whose header was read, and why its image is held back. was: see _look()."""
+        allowed = self.config.allow_burnt_in
         described = describe(
             header,
             keep_lateral=self.config.keep_lateral,
-            allow_burnt_in=self.config.allow_burnt_in,
+            allow_burnt_in=allowed,
         )
+        held_back = described.held_back or (was if was == BURNT_IN and not allowed else None)
         excluded = described.excluded or (None if row else NO_ROW)
         if excluded is None and header.sop_instance in kept:
             excluded = REPEATED
-        if excluded is None and described.held_back:
-            self.held_back[location] = described.held_back
-        elif excluded is None:
+        key = location.removesuffix(".dcm")
+        if excluded is None and held_back is None:
             kept.add(header.sop_instance)
             key = self.pseudonyms.of("image", header.sop_instance)
-        return Record(
+        record = Record(
             location=location,
             key=key,
             labels=row.labels if row else (),
@@ -198,6 +211,7 @@ class Dicom(Source):
             excluded=excluded,
             modality=described.modality,
         )
+        return record, held_back if excluded is None else None
 
     def _patient(self, header: DicomHeader) -> str | None:
         if not header.patient_id:
@@ -209,13 +223,25 @@ class Dicom(Source):
         return Record(f"{_NO_FILE}{name}", f"{_NO_FILE}{name}", row.labels, split=row.split)
 
 
+def _unread(location: str, row: LabelRow | None) -> Record:
+    key = location.removesuffix(".dcm")
+    return Record(location, key, row.labels if row else (), split=row.split if row else None)
+
+
+def _why_unread(header: DicomHeader | BadImage) -> str:
+    return NOT_DICOM if isinstance(header, NotDicom) else f"{_UNREAD}{header}"
+
+
 def _says_dicom(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _SUFFIXES
 
 
 def _read(file: FoundFile, held_back: str) -> bytes:
     """All bytes of a DICOM file. BadFile: another one, or one that is held back (why)."""
-    data = file.read()
+    try:
+        data = file.read()
+    except BadImage as error:
+        raise BadImage(held_back or str(error)) from None
     reason = held_back if is_dicom(data) else NOT_DICOM
     if reason:
         raise BadFile(reason, hashlib.sha256(data).hexdigest())
