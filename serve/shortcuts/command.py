@@ -38,6 +38,7 @@ from shards.rectangles import Rectangle, read_rectangles
 from shards.writer import write_atomic
 
 RESULT_NAME = "shortcuts.json"
+_NOT_ALWAYS = ("borders", "word", "redaction", "source")  # experiments that are not always made
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,10 @@ def _chosen(on: Sequence[str], samples: Sequence[Listed], manifest: Manifest) ->
 
 def _write(out: Path, found: Shortcuts, truth: Truth, passes: Passes) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    # What experiments before left there and these may not write, shortcuts.json first.
+    ends = ("csv", "png", "svg")
+    for name in (RESULT_NAME, *(f"{one}.{end}" for one in _NOT_ALWAYS for end in ends)):
+        (out / name).unlink(missing_ok=True)
     for name, figure in shortcut_figures(found, passes).items():
         write_figure(figure, out / name)
     for name, (rows, after) in (("word", passes.pasted), ("redaction", passes.covered)):
