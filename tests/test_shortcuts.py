@@ -18,7 +18,7 @@ from serve.intervals import Estimate
 from serve.model_info import to_metadata
 from serve.shortcuts.changes import black_where, centre_box, cover, paste, word_pixels
 from serve.shortcuts.command import ShortcutsConfig, find_shortcuts
-from serve.shortcuts.inputs import parse_box, parse_point
+from serve.shortcuts.inputs import parse_box, parse_point, read_masks
 from serve.shortcuts.results import ClassArea, Performance, above_chance
 from serve.shortcuts.samples import Listed, pick
 from serve.shortcuts.sources import features, predict_sources
@@ -217,6 +217,9 @@ def test_words_and_rectangles_change_what_they_must(tmp_path, hospital, border_m
     assert lines[0] == "key,before Normal,before COVID-19,after Normal,after COVID-19"
     assert len(lines) == 22
     assert len((tmp_path / "out" / "redaction.csv").read_text().splitlines()) == 3
+    find_shortcuts(replace(config, redact=None))
+    assert not list((tmp_path / "out").glob("redaction.*"))
+    assert (tmp_path / "out" / "word.svg").is_file()
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -237,6 +240,20 @@ def test_masks_stand_for_the_lungs(tmp_path, hospital, border_model):
         find_shortcuts(replace(config, out=tmp_path / "again"))
     with pytest.raises(UserError, match=r"no mask in .* is named as an image"):
         find_shortcuts(replace(config, masks=tmp_path / "out"))
+
+
+def test_a_mask_that_could_be_anothers_is_refused(tmp_path):
+    samples = [listed("a", 1), listed("b", 1)]  # both are called 1.png
+    for name in ("left/a-1.png", "right/a-1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(encode(np.full((8, 8), 255, np.uint8), "png"))
+    with pytest.raises(UserError, match=r"left/a-1\.png and .*right/a-1\.png could both be"):
+        read_masks(tmp_path, samples, S)
+    (tmp_path / "right/a-1.png").rename(tmp_path / "right/1.png")
+    assert list(read_masks(tmp_path, samples, S)) == ["a-1", "b-1"]  # by its key, by its name
+    (tmp_path / "left/a-1.png").unlink()
+    with pytest.raises(UserError, match=r"1\.png could be the mask of a-1 and of b-1"):
+        read_masks(tmp_path, samples, S)
 
 
 def listed(source, i, labels=()):
