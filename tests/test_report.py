@@ -242,6 +242,13 @@ def test_missing_data_sets_and_unfinished_stages_are_stated(run, tmp_path):
     assert "No epoch of this stage" in page.text
 
 
+def test_half_a_line_that_a_killed_run_left_is_no_epoch(run):
+    path = run / "metrics.jsonl"
+    whole = Page(write_report(ReportConfig((run,)))).text
+    path.write_text(path.read_text() + '{"stage": "cov')
+    assert Page(write_report(ReportConfig((run,)))).text == whole
+
+
 def test_what_is_no_run_or_no_page_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"no settings\.json"):
         write_report(ReportConfig((tmp_path,)))
