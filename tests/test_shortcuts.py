@@ -16,16 +16,17 @@ from tiny_model import model_info
 
 from serve.intervals import Estimate
 from serve.model_info import to_metadata
+from serve.shortcuts import command
 from serve.shortcuts.changes import black_where, centre_box, cover, paste, word_pixels
 from serve.shortcuts.command import ShortcutsConfig, find_shortcuts
 from serve.shortcuts.inputs import parse_box, parse_point, read_masks
 from serve.shortcuts.results import ClassArea, Performance, above_chance
-from serve.shortcuts.samples import Listed, pick
+from serve.shortcuts.samples import Listed, list_samples, pick
 from serve.shortcuts.sources import features, predict_sources
 from shards.codec import encode
 from shards.console import UserError
 from shards.index import Component
-from shards.manifest import Manifest, SplitCounts
+from shards.manifest import Manifest, SplitCounts, load_manifest
 from shards.rectangles import Rectangle, read_rectangles
 from shards.sample import Sample, SampleMeta
 from shards.writer import write_shard
@@ -309,6 +310,20 @@ def test_a_perfect_order_is_above_chance_only_from_enough_images():
     assert above_chance(found(0.7, 0.51, (5, 5)))
     assert not above_chance(found(0.7, 0.5, (5, 5)))
     assert not above_chance(Performance(3, None, None, ()))
+
+
+def test_a_class_that_the_data_set_lacks_leaves_the_calls_exclusive(hospital):
+    """As in evaluate: a call is still the largest of all the network's classes."""
+    manifest = load_manifest(hospital)
+    samples = list(list_samples(hospital, manifest, ["test"]))[:2]
+    names, omitted = ("Normal", "Pneumonia", "COVID-19"), []
+    truth = command._truth(samples, manifest, names, True, omitted)
+    assert (truth.exclusive, truth.targets.tolist()) == (True, [[1, 0, 0], [0, 0, 1]])
+    assert omitted == ["labels that hospital lacks: Pneumonia"]
+    found = truth.performance(np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]]), np.arange(2), 0)
+    assert found.accuracy.value == 0.5
+    alone = command._truth(samples, manifest, names, False, omitted)
+    assert (alone.exclusive, alone.targets.tolist()) == (False, [[1, -1, 0], [0, -1, 1]])
 
 
 def test_the_chosen_images_do_not_depend_on_their_order():

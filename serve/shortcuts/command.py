@@ -32,7 +32,7 @@ from serve.shortcuts.results import Shortcuts, Truth, in_words
 from serve.shortcuts.samples import Listed, list_samples, pick
 from serve.shortcuts.sources import SourceResult
 from shards.console import UserError
-from shards.labels import UNKNOWN
+from shards.labels import NO, UNKNOWN, YES
 from shards.manifest import Manifest, load_manifest
 from shards.rectangles import Rectangle, read_rectangles
 from shards.writer import write_atomic
@@ -158,7 +158,8 @@ def _truth(
     exclusive: bool,
     omitted: list[str],
 ) -> Truth:
-    """The samples' labels in the model's order; those that the shards lack are unknown."""
+    """The samples' labels in the model's order. Of those that the shards lack nothing is known, or,
+    where labels exclude each other, that an image of another one has not got them: as evaluate."""
     common = [label for label in labels if label in manifest.labels]
     if not common:
         raise UserError(
@@ -172,8 +173,10 @@ def _truth(
     stored = np.stack([one.labels for one in samples])
     for label in common:
         targets[:, labels.index(label)] = stored[:, manifest.labels.index(label)]
-    all_there = len(common) == len(labels)
-    return Truth(tuple(samples), labels, exclusive and manifest.exclusive and all_there, targets)
+    if exclusive := exclusive and manifest.exclusive:
+        known = (targets == YES).any(axis=1, keepdims=True)
+        targets = np.where(known & (targets == UNKNOWN), np.int8(NO), targets)
+    return Truth(tuple(samples), labels, exclusive, targets)
 
 
 def _plan(
