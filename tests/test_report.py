@@ -26,7 +26,7 @@ from serve.gallery import Gallery, Picture
 from serve.report import ReportConfig, write_report
 from serve.report_charts import embed
 from serve.report_maps import image_webp, to_layer
-from serve.report_page import FOLDER, interval, level, percent, policy, signed, stacked
+from serve.report_page import FOLDER, interval, level, p_value, percent, policy, signed, stacked
 from shards.console import UserError
 
 
@@ -333,6 +333,10 @@ def test_numbers_as_text():
     assert interval({"value": 0.5, "low": 0.25, "high": 0.75}) == "50.0 % (25.0 to 75.0)"
     assert interval({"value": 1.0, "low": None, "high": None}, "area") == "1.000"
     assert signed({"value": -0.5, "low": None, "high": None}) == "-0.500"
+    assert [p_value(p) for p in (None, 1.0, 1e-4, 9e-5, 0.0)] == [
+        *("–", "1.0000", "0.0001"),
+        *("< 0.0001", "< 0.0001"),
+    ]
     assert stacked("50.0 % (25.0 to 75.0)") == "50.0 % <small>(25.0 to 75.0)</small>"
     assert stacked("<b>") == "&lt;b&gt;"
     assert [level(count, 8) for count in (0, 4, 8)] == [0, 5, 10]
