@@ -142,9 +142,9 @@ def is_softmax(judged: Judged) -> bool:
 
 
 def fit_temperature(validation: Judged, softmax: bool) -> float | None:
-    """The temperature of the least log loss, up to 100. None where there is none: where every call
-    is right the loss falls for ever as the temperature does, and scores worse than chance are best
-    at an endless one."""
+    """The temperature of the least log loss, up to 100. None where there is none: where no truth
+    is one that the logits speak against the loss falls for ever as the temperature does, and scores
+    worse than chance are best at an endless one."""
     from scipy.optimize import minimize_scalar
 
     logits = to_logits(validation.probabilities, softmax)
@@ -189,9 +189,9 @@ def _loss(judged: Judged, logits: np.ndarray, softmax: bool) -> float:
 
 
 def _wrong(judged: Judged, logits: np.ndarray, softmax: bool) -> bool:
-    """Whether some known truth is not what the logits favour."""
+    """Whether the logits speak against some known truth; a tie is not against it."""
     if softmax:
         own = logits[np.arange(len(logits)), judged.truth.argmax(1)]
         return bool((own < logits.max(axis=1)).any())
-    right = np.where(judged.truth == YES, logits > 0, logits < 0)
+    right = np.where(judged.truth == YES, logits >= 0, logits <= 0)
     return bool((~right & (judged.truth != UNKNOWN)).any())

@@ -20,6 +20,7 @@ from shards.console import UserError
 from shards.writer import write_atomic
 
 METRICS_NAME = "metrics.json"
+_NOT_ALWAYS = ("confusion", "subgroups", "against")  # parts that not every evaluation has
 SHARDS_SPLIT, SHARDS_VALIDATION = "test", "val"
 
 
@@ -70,6 +71,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     chosen = MeasureConfig(config.thresholds, config.bootstrap, config.seed)
     found = measure(joined, split, config=chosen, validation=validation, against=against)
     config.out.mkdir(parents=True, exist_ok=True)
+    _remove_old(config.out)
     write_pictures(found, joined, config.out)
     write_tables(found, joined, config.out)
     write_metrics(found, config.out)
@@ -123,6 +125,15 @@ def _summary_of_comparison(found: Evaluation) -> list[str]:
         f"{test.only_other} only there, p {test.p:.2g} (McNemar)"
         for test in calls
     ]
+
+
+def _remove_old(out: Path) -> None:
+    """What an evaluation before left there and this one may not write; metrics.json first."""
+    for name in (
+        METRICS_NAME,
+        *(f"{n}.{end}" for n in _NOT_ALWAYS for end in ("csv", "png", "svg")),
+    ):
+        (out / name).unlink(missing_ok=True)
 
 
 def write_pictures(evaluation: Evaluation, joined: Joined, out: Path) -> None:

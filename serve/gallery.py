@@ -9,7 +9,7 @@ import numpy as np
 from serve.predictions import Joined
 from serve.report_maps import NAME, Layer, StoredMap, image_webp, load_layer, stored_maps, to_layer
 from serve.split_images import decode_stored
-from shards.console import UserError, progress
+from shards.console import RunFailed, UserError, progress
 from shards.labels import NO, UNKNOWN, YES, Vocabulary
 from shards.manifest import Manifest, load_manifest, shard_path
 from shards.preprocess import prepare
@@ -37,11 +37,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """labels: of the scores; wrong: wrong calls among all scored images."""
+    """labels: of the scores; wrong: wrong calls among all scored images; omitted: what was chosen
+    and could not be read, a sentence each."""
 
     labels: tuple[str, ...]
     pictures: list[Picture]
     wrong: int
+    omitted: tuple[str, ...] = ()
 
 
 def wrong_calls(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -81,9 +83,18 @@ def choose_with(
 
 
 def read_images(
-    folder: Path, manifest: Manifest, split: str, keys: Iterable[str], size: int
+    folder: Path,
+    manifest: Manifest,
+    split: str,
+    keys: Iterable[str],
+    size: int,
+    damaged: dict[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """key -> (size, size) uint8, prepared, for the keys that the split has. Reads only these."""
+    """key -> (size, size) uint8, prepared, for the keys that the split has. Reads only these.
+
+    damaged: is given key -> reason of those that cannot be read; None: the first one is a
+    RunFailed.
+    """
     wanted, found = set(keys), {}
     for shard in manifest.of_split(split):
         path = shard_path(folder, shard)
@@ -96,8 +107,14 @@ def read_images(
                 image = next(
                     c for c in components if c.extension not in (LABELS_EXTENSION, META_EXTENSION)
                 )
-                data = read_component(file.fileno(), image, path)
-                grey = decode_stored(data, path, image.key)
+                try:
+                    data = read_component(file.fileno(), image, path)
+                    grey = decode_stored(data, path, image.key)
+                except RunFailed as error:
+                    if damaged is None:
+                        raise
+                    damaged[image.key] = str(error)
+                    continue
                 found[image.key] = prepare(grey, manifest.shorter_side, size)
     return found
 
@@ -124,12 +141,16 @@ def make_gallery(
     chosen = scored[choose_with(truth, probabilities, has_maps, size)]
     all_wrong = int(wrong_calls(truth, probabilities).sum())
     keys = [joined.keys[i] for i in chosen]
-    found = read_images(folder, load_manifest(folder), split, keys, ready.spec.size)
+    damaged: dict[str, str] = {}
+    found = read_images(folder, load_manifest(folder), split, keys, ready.spec.size, damaged)
+    omitted = [f"{key} is not shown: {why}." for key, why in damaged.items()]
+    chosen = chosen[[key not in damaged for key in keys]]
+    keys = [joined.keys[i] for i in chosen]
     vocabulary = Vocabulary(ready.spec.labels, ready.spec.exclusive)
     called = [joined.labels[c] for c in joined.probabilities[chosen].argmax(1)]
-    own = [_map_of(stored.get(key, []), METHOD, label) for key, label in zip(keys, called)]
-    drawn = {i: load_layer(one, ready.spec.size) for i, one in enumerate(own) if one is not None}
-    todo = [i for i, one in enumerate(own) if one is None]
+    loaded = [_load(key, stored.get(key, []), ready.spec.size, omitted) for key in keys]
+    drawn = {i: one for i, layers in enumerate(loaded) for one in layers if _is_own(one, called[i])}
+    todo = [i for i in range(len(keys)) if i not in drawn]
     with progress("heat maps", len(todo)) as advance:
         for start in range(0, len(todo), _BATCH):
             part = todo[start : start + _BATCH]
@@ -139,14 +160,25 @@ def make_gallery(
             advance(len(part))
     pictures = []
     for i, (key, row) in enumerate(zip(keys, chosen)):
-        others = [one for one in stored.get(key, []) if one.method != METHOD]
-        layers = (drawn[i], *(load_layer(one, ready.spec.size) for one in others))
+        layers = (drawn[i], *(one for one in loaded[i] if one.method != METHOD))
         pictures.append(_picture(joined, int(row), found[key], layers))
-    return Gallery(joined.labels, pictures, all_wrong)
+    return Gallery(joined.labels, pictures, all_wrong, tuple(omitted))
 
 
-def _map_of(stored: Sequence[StoredMap], method: str, label: str) -> StoredMap | None:
-    return next((one for one in stored if (one.method, one.label) == (method, label)), None)
+def _load(key: str, stored: Sequence[StoredMap], size: int, omitted: list[str]) -> list[Layer]:
+    """An image's stored maps; those that cannot be used go to `omitted`."""
+    layers = []
+    for one in stored:
+        try:
+            layers.append(load_layer(one, size))
+        except UserError as error:
+            omitted.append(f"{key} lacks a map of {one.method}: {error}.")
+    return layers
+
+
+def _is_own(layer: Layer, called: str) -> bool:
+    """Whether it is the map that is drawn for each image."""
+    return (layer.method, layer.label) == (METHOD, called)
 
 
 def _picture(joined: Joined, row: int, image: np.ndarray, layers: tuple[Layer, ...]) -> Picture:

@@ -27,6 +27,7 @@ META_COLUMNS = ("view", "sex", "age", "source")
 _NO_LABEL = {KEY, "archive", "member", "predicted", "model_sha256", "preprocessing_version"} | {
     *("error", "patient", "split", "file", "width", "height", "dataset", "shard", "labels"),
     *("sha256", "pixel_sha256"),
+    *("", "unnamed: 0", "__index_level_0__"),  # row numbers, as pandas writes them
     *META_COLUMNS,
 }
 
@@ -59,8 +60,9 @@ class PredictionTable:
 
     @property
     def adds_up(self) -> bool:
-        """Whether the probabilities of every image that was scored add up to 1."""
+        """Whether the probabilities of every image that has them all add up to 1."""
         sums = self.probabilities[[error is None for error in self.errors]].sum(axis=1)
+        sums = sums[~np.isnan(sums)]
         return bool(sums.size and (np.abs(sums - 1) < ROW_SUM).all())
 
 

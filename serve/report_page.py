@@ -33,6 +33,7 @@ def render(page: dict[str, Any]) -> str:
         "interval": interval,
         "number": number,
         "signed": signed,
+        "p_value": p_value,
         "stacked": stacked,
         "level": level,
         "png": lambda data: data_uri(data, "image/png"),
@@ -82,6 +83,11 @@ def interval(estimate: dict[str, Any] | None, scale: str = "percent") -> str:
 def number(value: float | None, digits: int = 0) -> str:
     """A number with thousands set apart; a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def p_value(p: float | None) -> str:
+    """Four digits, and never a 0 that no test can give."""
+    return "< 0.0001" if p is not None and p < 1e-4 else number(p, 4)
 
 
 def signed(estimate: dict[str, Any], digits: int = 3) -> str:

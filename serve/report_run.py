@@ -177,10 +177,14 @@ def _stages(run: Path, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The epochs; without the last line where a killed run left half of one behind others."""
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(lines) > 1 and not lines[-1].endswith("\n"):
+            lines.pop()
+        return [json.loads(line) for line in lines]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from error
 
@@ -252,7 +256,11 @@ def _gallery(
         found = make_gallery(folders.run, data, SPLIT, joined, size, folders.explain)
     except (UserError, RunFailed) as error:
         return None, [f"No images: {error}."]
-    shown, omitted = sum(picture.wrong is True for picture in found.pictures), [*scoring.notes]
+    shown = sum(picture.wrong is True for picture in found.pictures)
+    omitted = [*scoring.notes, *found.omitted]
+    if not found.pictures:
+        none = "No images: there is none whose call is known as right or wrong."
+        return found, omitted if found.omitted else [*omitted, none]
     if shown < found.wrong:
         omitted.append(f"{shown} of {found.wrong} wrong calls are shown.")
     if all(len(picture.layers) == 1 for picture in found.pictures):

@@ -121,6 +121,7 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
     except ValueError:
         raise UserError(f"{path} is empty; expected a header with the column {KEY!r}") from None
     rows = [row for row in rows if row]
+    header = [name.strip() for name in header]
     _refuse_repeats(path, header)
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
@@ -152,6 +153,8 @@ def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
 
 
 def _is_empty(value: Any) -> bool:
+    if isinstance(value, float):  # Parquet keeps nothing and NaN apart
+        return math.isnan(value)
     return value is None or (isinstance(value, str) and value.strip().lower() in _EMPTY)
 
 

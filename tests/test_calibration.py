@@ -84,6 +84,8 @@ def test_there_is_no_temperature_without_an_error_or_without_skill(exclusive, ce
     right = judge(joined(truth, scores, labels="AB", exclusive=exclusive))
     wrong = judge(joined(truth, 1 - scores, labels="AB", exclusive=exclusive))
     assert fit_temperature(right, exclusive) is None
+    tie = replace(right, probabilities=np.r_[right.probabilities[:-1], [[0.5, 0.5]]])
+    assert fit_temperature(tie, exclusive) is None  # not against its truth
     assert fit_temperature(wrong, exclusive) is None
     found = measure(
         joined(truth, scores, labels="AB", exclusive=exclusive),

@@ -373,6 +373,26 @@ def test_evaluate_reads_tables_and_writes_the_folder(tmp_path, capsys):
     assert float(accuracy["low"]) == found.accuracy.low
 
 
+def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "serve.evaluate.write_figure", lambda _, path: path.with_name(f"{path.name}.png").touch()
+    )
+    run(tmp_path, against=tmp_path / "scores.csv")
+    out = tmp_path / "out"
+    assert (out / "against.csv").is_file()
+    assert (out / "confusion.png").is_file()
+    run(tmp_path, exclusive=False)
+    assert not [path for path in out.iterdir() if path.stem in ("against", "confusion")]
+
+    def fails(*_):
+        raise OSError
+
+    monkeypatch.setattr("serve.evaluate.write_tables", fails)
+    with pytest.raises(OSError, match=r"^$"):
+        run(tmp_path)
+    assert not (out / "metrics.json").exists()  # it would say that the folder is complete
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_column_of_class_names_is_as_good_as_one_per_class(tmp_path):
     named = run(tmp_path, labels="key,label\na,A\nb,B\nc,B\nd,\n")

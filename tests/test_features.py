@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from serve.explain.features import at_most, fade, self_organising_map, standardise, tsne
 from serve.explain.features_command import FeaturesConfig, class_numbers, features
 from serve.explain.split import feature_vectors, split
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 from train.models import build_model
 
 
@@ -41,6 +41,20 @@ def test_classes_are_single_labels_several_or_none():
 def test_standardise_leaves_constant_columns_at_zero():
     scaled = standardise(np.array([[1.0, 5.0], [3.0, 5.0]], np.float32))
     assert scaled.tolist() == [[-1, 0], [1, 0]]
+    same = np.repeat(np.random.default_rng(0).random((1, 64), np.float32), 12, axis=0)
+    assert not standardise(same).any()
+
+
+@pytest.mark.parametrize(("value", "told"), [(0.0, "the same features"), (np.nan, "no numbers")])
+def test_features_that_tell_nothing_are_one_line(tiny_shards, tmp_path, monkeypatch, value, told):
+    """t-SNE ends the process on them."""
+    net = small_densenet()
+    stand_in(monkeypatch, net)
+    for parameter in net.features.parameters():
+        parameter.data.fill_(value)
+    config = FeaturesConfig(Path("run"), tiny_shards / "covid-radiography", tmp_path, "train", 4)
+    with pytest.raises(RunFailed, match=told):
+        features(config)
 
 
 def test_the_rate_fades_from_first_to_last():

@@ -213,6 +213,17 @@ def test_an_explanation_on_a_gpu_is_in_fp32_proper(trained, monkeypatch):
     assert said == [{"tf32": False, "few_shapes": False}]
 
 
+def test_an_old_list_does_not_name_the_maps_of_another_network(files, trained, tmp_path):
+    """The report takes maps by the list; a killed run writes none."""
+    out = tmp_path / "out"
+    run_explain((files / "a.png",), out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.explain.command.strip", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_explain((files / "a.png",), out)
+    assert not (out / "explanations.json").exists()
+
+
 def test_explain_takes_rows_of_a_score_file(trained, tiny_shards, tmp_path):
     folder = tiny_shards / "covid-radiography"
     truth = read_label_table(folder, "test")

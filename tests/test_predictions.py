@@ -174,6 +174,20 @@ def test_columns_that_are_no_labels_are_known_in_any_case(tmp_path, suffix):
     assert (named.names, named.exclusive) == (("Mass", "Normal"), True)
 
 
+def test_what_pandas_and_spaces_leave_in_a_table_is_no_label_and_no_patient(tmp_path):
+    for index in ("", "Unnamed: 0"):
+        text = f"{index},key, a ,b\n0,x,1,0\n2,y,0,1\n"
+        found = read_label_table(write(tmp_path / "labels.csv", text))
+        assert (found.keys, found.names) == (("x", "y"), ("a", "b"))
+    nan = pa.array([7.0, float("nan"), None], from_pandas=False)
+    columns = {"key": ["x", "y", "z"], "a": [0.5] * 3, "__index_level_0__": [3, 7, 9]}
+    pq.write_table(pa.table(columns | {"patient": nan}), tmp_path / "t.parquet")
+    assert read_predictions(tmp_path / "t.parquet").labels == ("a",)
+    pq.write_table(pa.table(columns | {"a": [0, 1, 1], "patient": nan}), tmp_path / "t.parquet")
+    found = read_label_table(tmp_path / "t.parquet")
+    assert (found.names, found.patients) == (("a",), ("7.0", None, None))
+
+
 def test_one_yes_in_every_row_is_exclusive(tmp_path):
     assert read_label_table(write(tmp_path / "l.csv", "key,a,b\nx,1,0\ny,0,1\n")).exclusive
     assert not read_label_table(write(tmp_path / "m.csv", "key,a\nx,1\ny,1\n")).exclusive

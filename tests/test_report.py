@@ -26,7 +26,7 @@ from serve.gallery import Gallery, Picture
 from serve.report import ReportConfig, write_report
 from serve.report_charts import embed
 from serve.report_maps import image_webp, to_layer
-from serve.report_page import FOLDER, interval, level, percent, policy, signed, stacked
+from serve.report_page import FOLDER, interval, level, p_value, percent, policy, signed, stacked
 from shards.console import UserError
 
 
@@ -242,6 +242,13 @@ def test_missing_data_sets_and_unfinished_stages_are_stated(run, tmp_path):
     assert "No epoch of this stage" in page.text
 
 
+def test_half_a_line_that_a_killed_run_left_is_no_epoch(run):
+    path = run / "metrics.jsonl"
+    whole = Page(write_report(ReportConfig((run,)))).text
+    path.write_text(path.read_text() + '{"stage": "cov')
+    assert Page(write_report(ReportConfig((run,)))).text == whole
+
+
 def test_what_is_no_run_or_no_page_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"no settings\.json"):
         write_report(ReportConfig((tmp_path,)))
@@ -326,6 +333,10 @@ def test_numbers_as_text():
     assert interval({"value": 0.5, "low": 0.25, "high": 0.75}) == "50.0 % (25.0 to 75.0)"
     assert interval({"value": 1.0, "low": None, "high": None}, "area") == "1.000"
     assert signed({"value": -0.5, "low": None, "high": None}) == "-0.500"
+    assert [p_value(p) for p in (None, 1.0, 1e-4, 9e-5, 0.0)] == [
+        *("–", "1.0000", "0.0001"),
+        *("< 0.0001", "< 0.0001"),
+    ]
     assert stacked("50.0 % (25.0 to 75.0)") == "50.0 % <small>(25.0 to 75.0)</small>"
     assert stacked("<b>") == "&lt;b&gt;"
     assert [level(count, 8) for count in (0, 4, 8)] == [0, 5, 10]

@@ -75,8 +75,7 @@ def test_read_images_by_key_from_several_shards(dataset):
     }
 
 
-def test_an_image_that_does_not_decode_is_one_line_of_the_gallery_and_of_the_export(dataset):
-    folder, manifest = dataset
+def damage_image_4(folder):
     path = folder / "test/toy-test-1.tar"
     components = next(c for c in read_index(path) if c[0].key == "image-4")
     data = bytearray(path.read_bytes())
@@ -84,6 +83,11 @@ def test_an_image_that_does_not_decode_is_one_line_of_the_gallery_and_of_the_exp
         components[0].size - 20
     )
     path.write_bytes(data)
+
+
+def test_an_image_that_does_not_decode_is_one_line_of_the_gallery_and_of_the_export(dataset):
+    folder, manifest = dataset
+    damage_image_4(folder)
     told = r"toy-test-1.tar: sample image-4 .*python -m shards verify"
     with pytest.raises(RunFailed, match=told):
         read_images(folder, manifest, "test", ["image-4"], 32)
@@ -112,6 +116,35 @@ def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypa
     assert methods[0] == [("gradcam", "Normal")]
     assert methods[1] == [("gradcam", LABELS[2]), ("lrp", "Normal")]
     assert decode(found.pictures[0].image).shape[:2] == (64, 64)
+
+
+def test_what_cannot_be_read_is_named_and_the_others_are_shown(dataset, tmp_path, monkeypatch):
+    folder, _ = dataset
+    stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
+    truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
+    joined = join_arrays(truth, np.where(truth == 1, 0.8, 0.1))
+    damage_image_4(folder)
+    explain(tmp_path, "image-5", heat=np.ones((8, 8), np.float32))
+    found = make_gallery(folder, folder, "test", joined, 6, tmp_path)
+    assert {one.key for one in found.pictures} == {f"image-{i}" for i in (0, 1, 2, 3, 5)}
+    assert [len(one.layers) for one in found.pictures] == [1] * 5
+    image, heat = found.omitted
+    assert "image-4 is not shown" in image
+    assert "python -m shards verify" in image
+    assert "image-5 lacks a map of lrp" in heat
+    assert "explain again" in heat
+
+
+def test_a_gallery_without_pictures_says_why(tmp_path, monkeypatch):
+    write_json(tmp_path / "scores.json", {})
+    for name in ("read_predictions", "read_label_table", "join"):
+        monkeypatch.setattr(report_run, name, lambda *_: None)
+    folders = report_run.Folders(*[tmp_path] * 8)
+    for omitted, told in (((), ["No images: there is none"]), (("image-4 is gone.",), ["image-4"])):
+        made = Gallery(LABELS, [], 0, omitted)
+        monkeypatch.setattr(report_run, "make_gallery", lambda *_, made=made: made)
+        _, lines = report_run._gallery(folders, tmp_path, 6, report_run.Part({}))
+        assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
 
 
 def test_a_stored_grad_cam_of_the_call_is_not_made_again(dataset, tmp_path, monkeypatch):

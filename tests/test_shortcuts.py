@@ -16,16 +16,17 @@ from tiny_model import model_info
 
 from serve.intervals import Estimate
 from serve.model_info import to_metadata
+from serve.shortcuts import command
 from serve.shortcuts.changes import black_where, centre_box, cover, paste, word_pixels
 from serve.shortcuts.command import ShortcutsConfig, find_shortcuts
-from serve.shortcuts.inputs import parse_box, parse_point
+from serve.shortcuts.inputs import parse_box, parse_point, read_masks
 from serve.shortcuts.results import ClassArea, Performance, above_chance
-from serve.shortcuts.samples import Listed, pick
+from serve.shortcuts.samples import Listed, list_samples, pick
 from serve.shortcuts.sources import features, predict_sources
 from shards.codec import encode
 from shards.console import UserError
 from shards.index import Component
-from shards.manifest import Manifest, SplitCounts
+from shards.manifest import Manifest, SplitCounts, load_manifest
 from shards.rectangles import Rectangle, read_rectangles
 from shards.sample import Sample, SampleMeta
 from shards.writer import write_shard
@@ -217,6 +218,9 @@ def test_words_and_rectangles_change_what_they_must(tmp_path, hospital, border_m
     assert lines[0] == "key,before Normal,before COVID-19,after Normal,after COVID-19"
     assert len(lines) == 22
     assert len((tmp_path / "out" / "redaction.csv").read_text().splitlines()) == 3
+    find_shortcuts(replace(config, redact=None))
+    assert not list((tmp_path / "out").glob("redaction.*"))
+    assert (tmp_path / "out" / "word.svg").is_file()
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -237,6 +241,20 @@ def test_masks_stand_for_the_lungs(tmp_path, hospital, border_model):
         find_shortcuts(replace(config, out=tmp_path / "again"))
     with pytest.raises(UserError, match=r"no mask in .* is named as an image"):
         find_shortcuts(replace(config, masks=tmp_path / "out"))
+
+
+def test_a_mask_that_could_be_anothers_is_refused(tmp_path):
+    samples = [listed("a", 1), listed("b", 1)]  # both are called 1.png
+    for name in ("left/a-1.png", "right/a-1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(encode(np.full((8, 8), 255, np.uint8), "png"))
+    with pytest.raises(UserError, match=r"left/a-1\.png and .*right/a-1\.png could both be"):
+        read_masks(tmp_path, samples, S)
+    (tmp_path / "right/a-1.png").rename(tmp_path / "right/1.png")
+    assert list(read_masks(tmp_path, samples, S)) == ["a-1", "b-1"]  # by its key, by its name
+    (tmp_path / "left/a-1.png").unlink()
+    with pytest.raises(UserError, match=r"1\.png could be the mask of a-1 and of b-1"):
+        read_masks(tmp_path, samples, S)
 
 
 def listed(source, i, labels=()):
@@ -292,6 +310,20 @@ def test_a_perfect_order_is_above_chance_only_from_enough_images():
     assert above_chance(found(0.7, 0.51, (5, 5)))
     assert not above_chance(found(0.7, 0.5, (5, 5)))
     assert not above_chance(Performance(3, None, None, ()))
+
+
+def test_a_class_that_the_data_set_lacks_leaves_the_calls_exclusive(hospital):
+    """As in evaluate: a call is still the largest of all the network's classes."""
+    manifest = load_manifest(hospital)
+    samples = list(list_samples(hospital, manifest, ["test"]))[:2]
+    names, omitted = ("Normal", "Pneumonia", "COVID-19"), []
+    truth = command._truth(samples, manifest, names, True, omitted)
+    assert (truth.exclusive, truth.targets.tolist()) == (True, [[1, 0, 0], [0, 0, 1]])
+    assert omitted == ["labels that hospital lacks: Pneumonia"]
+    found = truth.performance(np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]]), np.arange(2), 0)
+    assert found.accuracy.value == 0.5
+    alone = command._truth(samples, manifest, names, False, omitted)
+    assert (alone.exclusive, alone.targets.tolist()) == (False, [[1, -1, 0], [0, -1, 1]])
 
 
 def test_the_chosen_images_do_not_depend_on_their_order():

@@ -29,6 +29,9 @@ def test_rows_that_lack_a_score_are_not_chosen(tmp_path):
     path.write_text("key,A,B\nx,,1\ny,0,1\nz,,\n")
     assert choose_scored(path, Where(predicted="B"), None) == ["y"]
     assert choose_scored(path, Where(), None) == ["y"]
+    # Nor does it hide that the others' add up to 1: a call is the largest, from 0.5 on or not.
+    path.write_text("key,A,B,C\nx,,1,0\ny,0.4,0.3,0.3\n")
+    assert choose_scored(path, Where(predicted="A"), None) == ["y"]
     path.write_text("key,A,B\nx,,1\n")
     with pytest.raises(UserError, match="no row of"):
         choose_scored(path, Where(predicted="A"), None)

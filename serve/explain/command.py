@@ -121,6 +121,8 @@ def explain(config: ExplainConfig) -> None:
     vocabulary = Vocabulary(ready.spec.labels, ready.spec.exclusive)
     target = None if config.label is None else vocabulary.index(config.label)
     config.out.mkdir(parents=True, exist_ok=True)
+    # Killed on the way, the old list would call maps of this network those of the one before.
+    (config.out / "explanations.json").unlink(missing_ok=True)
     items: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with progress("explain", total) as advance:

@@ -33,7 +33,8 @@ def at_most(classes: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 def standardise(vectors: np.ndarray) -> np.ndarray:
     """(N, D) -> (N, D) float64 of mean 0 and deviation 1 per column; constant columns become 0."""
-    centred = vectors.astype(np.float64) - vectors.mean(0)
+    wide = vectors.astype(np.float64)  # a mean in float32 would be off by its rounding
+    centred = wide - wide.mean(0)
     deviation = centred.std(0)
     return centred / np.where(deviation > 0, deviation, 1)
 

@@ -91,6 +91,9 @@ def features(config: FeaturesConfig) -> Path:
     by_key = {keys[i]: int(classes[i]) for i in chosen}
     spec, found = _gather(config, by_key)
     scaled = standardise(found.vectors)
+    if not scaled.any() or not np.isfinite(scaled).all():  # t-SNE would crash
+        kind = "the same features" if np.isfinite(scaled).all() else "features that are no numbers"
+        raise RunFailed(f"the network gives {kind} for all {len(scaled)} images: nothing to draw")
     with progress("t-SNE, map", None):
         plane = tsne(scaled, config.seed)
         som = self_organising_map(scaled, found.classes, config.seed)

@@ -32,12 +32,13 @@ from serve.shortcuts.results import Shortcuts, Truth, in_words
 from serve.shortcuts.samples import Listed, list_samples, pick
 from serve.shortcuts.sources import SourceResult
 from shards.console import UserError
-from shards.labels import UNKNOWN
+from shards.labels import NO, UNKNOWN, YES
 from shards.manifest import Manifest, load_manifest
 from shards.rectangles import Rectangle, read_rectangles
 from shards.writer import write_atomic
 
 RESULT_NAME = "shortcuts.json"
+_NOT_ALWAYS = ("borders", "word", "redaction", "source")  # experiments that are not always made
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def _truth(
     exclusive: bool,
     omitted: list[str],
 ) -> Truth:
-    """The samples' labels in the model's order; those that the shards lack are unknown."""
+    """The samples' labels in the model's order. Of those that the shards lack nothing is known, or,
+    where labels exclude each other, that an image of another one has not got them: as evaluate."""
     common = [label for label in labels if label in manifest.labels]
     if not common:
         raise UserError(
@@ -171,8 +173,10 @@ def _truth(
     stored = np.stack([one.labels for one in samples])
     for label in common:
         targets[:, labels.index(label)] = stored[:, manifest.labels.index(label)]
-    all_there = len(common) == len(labels)
-    return Truth(tuple(samples), labels, exclusive and manifest.exclusive and all_there, targets)
+    if exclusive := exclusive and manifest.exclusive:
+        known = (targets == YES).any(axis=1, keepdims=True)
+        targets = np.where(known & (targets == UNKNOWN), np.int8(NO), targets)
+    return Truth(tuple(samples), labels, exclusive, targets)
 
 
 def _plan(
@@ -245,6 +249,10 @@ def _chosen(on: Sequence[str], samples: Sequence[Listed], manifest: Manifest) ->
 
 def _write(out: Path, found: Shortcuts, truth: Truth, passes: Passes) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    # What experiments before left there and these may not write, shortcuts.json first.
+    ends = ("csv", "png", "svg")
+    for name in (RESULT_NAME, *(f"{one}.{end}" for one in _NOT_ALWAYS for end in ends)):
+        (out / name).unlink(missing_ok=True)
     for name, figure in shortcut_figures(found, passes).items():
         write_figure(figure, out / name)
     for name, (rows, after) in (("word", passes.pasted), ("redaction", passes.covered)):

@@ -16,11 +16,16 @@ MAX_MASK_BYTES = 64 * 2**20
 def read_masks(folder: Path, samples: Sequence[Listed], size: int) -> dict[str, np.ndarray]:
     """Key -> (size, size) bool, true in the lungs, for the samples that have a mask: a picture
     named as the sample's file or key, white (over half of its brightest) in the lungs. UserError
-    when the folder has none for any sample, or a mask does not decode."""
+    when the folder has none for any sample, several for one or one for several, or a mask does not
+    decode."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; --masks names one with a picture per image")
-    files = {p.stem: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _MASK_SUFFIXES}
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in _MASK_SUFFIXES:
+            files.setdefault(path.stem, []).append(path)
     wanted = {one.key: mask for one in samples if (mask := _mask_of(one, files)) is not None}
+    _refuse_shared(wanted)
     if not wanted:
         named = PurePosixPath(samples[0].meta.file).stem
         raise UserError(
@@ -42,8 +47,27 @@ def read_masks(folder: Path, samples: Sequence[Listed], size: int) -> dict[str, 
     return found
 
 
-def _mask_of(sample: Listed, files: Mapping[str, Path]) -> Path | None:
-    return files.get(PurePosixPath(sample.meta.file).stem) or files.get(sample.key)
+def _mask_of(sample: Listed, files: Mapping[str, list[Path]]) -> Path | None:
+    """UserError when several pictures have its name: left and right lung, or images and masks."""
+    stem = PurePosixPath(sample.meta.file).stem
+    found = files.get(sample.key) or files.get(stem) or []
+    if len(found) > 1:
+        raise UserError(
+            f"{found[0]} and {found[1]} could both be the mask of {sample.meta.file}; --masks "
+            "names a folder with one picture per image (join the lungs)"
+        )
+    return found[0] if found else None
+
+
+def _refuse_shared(wanted: Mapping[str, Path]) -> None:
+    taken: dict[Path, str] = {}
+    for key, path in wanted.items():
+        if path in taken:
+            raise UserError(
+                f"{path} could be the mask of {taken[path]} and of {key}, two images with the same "
+                "file name; name the masks by the keys"
+            )
+        taken[path] = key
 
 
 def parse_point(text: str, what: str) -> tuple[int, int]:
