@@ -53,10 +53,8 @@ from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, ShardInfo, load_manifest, shard_path
 from shards.writer import write_atomic, write_shard
 
-_METADATA, _MAY_CHANGE = (
-    "metadata_sha256",
-    "files_sha256",
-)  # a file that was downloaded again has another size
+_METADATA = "metadata_sha256"
+_MAY_CHANGE = "files_sha256"  # a file that was downloaded again has another size
 
 
 def retry(source: Source, config: IngestConfig) -> Manifest:
@@ -82,7 +80,8 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
         )
     again = [_undivided(r, old.settings) for r in records if r.file in bad and not r.excluded]
     if not again:
-        stderr.print(f"{folder} has no quarantined images; nothing to do")
+        what = f"none of its {len(bad)} quarantined images is in use" if bad else "none in quarantine"
+        stderr.print(f"{folder}: {what}; nothing to do", soft_wrap=True)
         remove_spool(folder)  # of a retry that was cut short behind its last table
         return old
     with Spool(folder, spool_settings(settings)) as spool:

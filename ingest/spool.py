@@ -194,6 +194,9 @@ def remove_spool(dataset_folder: Path) -> None:
     folder = dataset_folder / FOLDER_NAME
     if folder.is_dir():
         with lock(folder):
+            # First: a kill could leave them without the settings that they were made with.
+            for entries in folder.glob("chunk-*.jsonl"):
+                entries.unlink()
             shutil.rmtree(folder)
 
 

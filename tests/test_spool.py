@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ingest.encode import Encoded, Rejected
-from ingest.spool import Spool
+from ingest.spool import Spool, remove_spool
 from shards.console import RunFailed, UserError
 
 SETTINGS = {"format": "htj2k", "shorter_side": 512}
@@ -180,3 +180,13 @@ def test_a_blob_that_lost_its_end_is_told(tmp_path: Path):
         blob.write_bytes(blob.read_bytes()[:-1])
         with pytest.raises(UserError, match=r"chunk-00000.bin is damaged"):
             spool.read(spool.entries["a"])
+
+
+def test_a_removal_cut_short_leaves_no_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A kill in the middle of it: what is left must not be in the way of the next run."""
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("a", "s1", encoded("first"))
+    monkeypatch.setattr("shutil.rmtree", lambda folder: (folder / "settings.json").unlink())
+    remove_spool(tmp_path)
+    with Spool(tmp_path, SETTINGS) as spool:
+        assert not spool.has("a", "s1")
