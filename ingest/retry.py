@@ -80,7 +80,9 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
         )
     again = [_undivided(r, old.settings) for r in records if r.file in bad and not r.excluded]
     if not again:
-        what = f"none of its {len(bad)} quarantined images is in use" if bad else "none in quarantine"
+        what = (
+            f"none of its {len(bad)} quarantined images is in use" if bad else "none in quarantine"
+        )
         stderr.print(f"{folder}: {what}; nothing to do", soft_wrap=True)
         remove_spool(folder)  # of a retry that was cut short behind its last table
         return old
