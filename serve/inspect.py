@@ -119,7 +119,9 @@ def _elements(tensor: TensorProto) -> int:
 
 
 def _tensor(info: Any) -> str:
-    kind = TensorProto.DataType.Name(info.type.tensor_type.elem_type).lower()
+    number = info.type.tensor_type.elem_type
+    known = number in TensorProto.DataType.values()
+    kind = TensorProto.DataType.Name(number).lower() if known else f"of unknown type {number}"
     dims = info.type.tensor_type.shape.dim
     return f"{info.name} {kind} ({', '.join(str(d.dim_value or d.dim_param or '?') for d in dims)})"
 

@@ -18,6 +18,21 @@ INPUT_NAME = "images"  # uint8 (N, 1, S, S)
 LOGITS_NAME = "logits"  # float32 (N, L)
 PROBABILITIES_NAME = "probabilities"  # float32 (N, L), sigmoid or softmax of the logits
 MAX_SIZE = 4096
+_TEXTS = {
+    "architecture",
+    "created_by",
+    "dataset",
+    "head",
+    "intended_use",
+    "licence",
+    "manifest_hash",
+    "output",
+    "precision",
+    "recipe",
+    "run",
+    "stage",
+    "weights_sha256",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ def from_metadata(entries: Mapping[str, str], model: str) -> ModelInfo:
         raise UserError(f"{model} lacks the metadata {', '.join(missing)}; export the run again")
     try:
         raw = {name: json.loads(entries[PREFIX + name]) for name in given}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{model} has damaged metadata ({error}); export the run again") from error
     problem = _problem(raw)
     if problem:
@@ -97,17 +112,33 @@ def _structured(raw: dict[str, Any]) -> dict[str, Any]:
             for name, points in raw["thresholds"].items()
         }
     if raw.get("parity") is not None:
-        found["parity"] = Parity(**raw["parity"])
+        found["parity"] = _parity(raw["parity"])
     return found
+
+
+def _parity(raw: dict[str, Any]) -> Parity:
+    parity = Parity(**raw)
+    absent = {"provider"}
+    if parity.auroc_torch is None and parity.auroc_onnx is None:
+        absent |= {"auroc_torch", "auroc_onnx"}
+    _check_numbers({name: value for name, value in raw.items() if name not in absent})
+    return parity
 
 
 def _point(raw: dict[str, Any] | None) -> OperatingPoint | None:
     if raw is None:
         return None
     point = OperatingPoint(**raw)
-    if not isinstance(point.threshold, float) or not 0 <= point.threshold <= 1:
+    _check_numbers(raw)
+    if not 0 <= point.threshold <= 1:
         raise TypeError(f"a threshold is from 0 to 1, found {point.threshold!r}")
     return point
+
+
+def _check_numbers(raw: dict[str, Any]) -> None:
+    for name, value in raw.items():
+        if type(value) not in (int, float):
+            raise TypeError(f"{name} is a number, found {value!r}")
 
 
 def _problem(raw: dict[str, Any]) -> str | None:
@@ -126,4 +157,9 @@ def _problem(raw: dict[str, Any]) -> str | None:
     for name in ("exclusive", "synthetic"):
         if not isinstance(raw[name], bool):
             return f"{name} must be true or false, found {raw[name]!r}"
+    for name in _TEXTS & raw.keys():
+        if not isinstance(raw[name], str):
+            return f"{name} must be text, found {raw[name]!r}"
+    if not isinstance(raw.get("splits", {}), dict):
+        return f"splits must be a count for each split, found {raw['splits']!r}"
     return None

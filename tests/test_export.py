@@ -316,6 +316,13 @@ def test_inspect_of_what_is_no_model(tmp_path, content):
         describe(tmp_path / "none.onnx")
 
 
+def test_inspect_of_a_type_that_is_not_known(tmp_path):
+    model = onnx.load(write_model(tmp_path / "m.onnx"))
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert ("input", "images of unknown type 99 (n, 1, 16, 16)") in describe(tmp_path / "m.onnx")
+
+
 CASES = [(name, "linear") for name in ARCHITECTURES] + [("resnet18", "soares")]
 
 

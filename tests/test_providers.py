@@ -1,12 +1,15 @@
 """A session runs where it was asked to run, on a model that says what it is, or not at all."""
 
+import json
 import os
+from dataclasses import asdict, replace
 
 import onnxruntime
 import pytest
 from tiny_model import LABELS, model_info, write_model
 
 from serve.model_info import PREFIX, from_metadata, to_metadata
+from serve.parity import Parity
 from serve.providers import (
     GpuOptions,
     _provider_list,
@@ -15,7 +18,11 @@ from serve.providers import (
     provider_of,
     read_model_info,
 )
+from serve.thresholds import OperatingPoint
 from shards.console import UserError
+
+PARITY = Parity(9, 1e-6, 1e-7, 0.9, 0.9, 0.0, "cpu")
+POINT = {"threshold": 0.5, "sensitivity": 1.0, "specificity": 0.5, "positives": 2, "negatives": 4}
 
 
 class FakeSession:
@@ -188,11 +195,24 @@ def test_a_model_that_contradicts_its_metadata_is_refused(tmp_path):
         ("preprocessing_version", "2"),
         ("exclusive", "1"),
         ("recipe", "not json"),
+        ("recipe", "[" * 100_000),
+        ("licence", "1"),
+        ("splits", "[3]"),
+        ("parity", json.dumps(asdict(PARITY) | {"max_probability_difference": "0.1"})),
+        ("parity", json.dumps(asdict(PARITY) | {"auroc_onnx": None})),
+        ("thresholds", json.dumps({"youden": dict.fromkeys(LABELS, POINT | {"positives": "2"})})),
     ],
 )
 def test_wrong_metadata_is_named(name, value):
     with pytest.raises(UserError, match=f"m.onnx.*({name}|metadata|preprocessing)"):
         from_metadata(to_metadata(model_info()) | {PREFIX + name: value}, "m.onnx")
+
+
+def test_thresholds_and_parity_survive():
+    points = {"youden": {label: OperatingPoint(**POINT) for label in LABELS}}
+    for parity in (PARITY, replace(PARITY, auroc_torch=None, auroc_onnx=None)):
+        info = model_info(parity=parity, thresholds=points)
+        assert from_metadata(to_metadata(info), "m.onnx") == info
 
 
 def test_missing_metadata_is_named():
