@@ -82,11 +82,12 @@ class ScoreConfig:
     """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
     size: int | None = None
     """For such a model: the side of its input in pixels."""
-    normalise: Normalise = "imagenet"
-    """For such a model: its input is (x / 255 - mean) / std of ImageNet, x / 255, -1024 to 1024
-    (torchxrayvision), or the grey values themselves."""
-    outputs: Outputs = "probabilities"
-    """For such a model: what its first output is, or what makes probabilities of it."""
+    normalise: Normalise | None = None
+    """For such a model: its input is (x / 255 - mean) / std of ImageNet (by default), x / 255,
+    -1024 to 1024 (torchxrayvision), or the grey values themselves; one channel: not the first."""
+    outputs: Outputs | None = None
+    """For such a model: what its first output is (by default probabilities), or what makes
+    probabilities of it."""
 
 
 @dataclass(frozen=True)
