@@ -138,6 +138,11 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
+def is_packed(name: str) -> bool:
+    """Whether a file of a folder is an archive that is read: hidden ones (._a.tar) are not."""
+    return is_archive_name(name) and is_input(name)
+
+
 def label(name: str) -> str:
     """A name as text that is valid UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()

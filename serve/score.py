@@ -30,7 +30,7 @@ from serve.opened import foreign, open_network, try_out
 from serve.providers import Provider
 from serve.score_csv import check_csv, write_csv
 from serve.score_folder import Columns, ScoreFolder
-from serve.score_inputs import LIST_SIGN, find_archives
+from serve.score_inputs import LIST_SIGN, find_archives, list_of
 from serve.score_run import Share, Work, run_here
 from serve.thresholds import PointName, pick
 from serve.units import UNIT_INPUTS
@@ -48,7 +48,8 @@ class ScoreConfig:
     """Folder of the scores; the same command again goes on where it stopped."""
     archives: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Tar (shards too), tar.gz, zip, folders (with the archives in them), images, DICOM files;
-    globs in quotation marks; @FILE, a list with one path per line; URLs (s3://, https://)."""
+    globs in quotation marks; @FILE, a list with one path per line; URLs (s3://, https://). Each
+    image once; folders of scores are left out."""
     provider: Provider = "auto"
     """Where the network runs; auto: on a GPU where CUDA works, else on the CPU."""
     gpus: int | None = None
@@ -232,10 +233,8 @@ def _request(
 
 
 def _absolute(path: Path) -> str:
-    text = str(path)
-    if text.startswith(LIST_SIGN) and not path.exists():
-        return LIST_SIGN + place_of(Path(text[1:]))
-    return place_of(path)
+    listed = list_of(path)
+    return place_of(path) if listed is None else LIST_SIGN + place_of(listed)
 
 
 def archive_names(archives: list[Archive]) -> list[str]:
