@@ -72,7 +72,8 @@ class ScoreConfig:
     limit: int | None = None
     """Score only the first so many images; by default all."""
     csv: Path | None = None
-    """Also write all rows into this CSV file, at the end."""
+    """Also write all rows into this file, named .csv, at the end, with what scores.json says of the
+    model: serve evaluate reads it as it reads --out, in which it may lie."""
     dry_run: bool = False
     """Only say how many inputs there are, how large they are, and how long they would take."""
     keep_names: bool = False
@@ -143,7 +144,7 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
             done = _summarise(config, work, request, network, scored, seconds)
             folder.write_summary(done)
         if config.csv is not None:
-            write_csv(folder, config.csv)
+            write_csv(folder, done, config.csv)
         summary = _summary(config.out, done, scored, already_done=already_done)
     _fail_on_damage(done)
     return summary
@@ -197,16 +198,22 @@ def _check(config: ScoreConfig) -> None:
     if config.fp16 and config.provider != "tensorrt":
         raise UserError("--fp16 is for --provider tensorrt; or export with --precision fp16")
     if config.csv is not None:
-        check_csv(config.csv)
+        check_csv(config.csv, config.out)
 
 
 def _check_apart(config: ScoreConfig, archives: list[Archive]) -> None:
-    """UserError for scores that would be written into what is scored."""
+    """UserError for scores that would be written into what is scored, or for a CSV in the place of
+    what is read."""
     folders = [a.path.resolve() for a in archives if a.kind == "folder" and not is_remote(a.path)]
     for path in (config.out, config.csv):
         inside = [f for f in folders if path is not None and path.resolve().is_relative_to(f)]
         if inside:
             raise UserError(f"{path} lies in {inside[0]}, which is scored; write to another folder")
+    lists = [list_of(path) for path in config.archives]
+    read = [config.model, *(path for path in lists if path is not None)]
+    read += [path for a in archives for path in a.files or (a.path,) if not is_remote(path)]
+    if config.csv is not None and config.csv.resolve() in {path.resolve() for path in read}:
+        raise UserError(f"--csv {config.csv} is read by this command; write to another file")
 
 
 def _request(

@@ -1,6 +1,5 @@
 """What comes out beside the rows, models of strangers, and requests that cannot be met."""
 
-import csv
 import ctypes
 import errno
 import re
@@ -44,24 +43,6 @@ def run_cli(monkeypatch, *arguments: object) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
-
-
-def test_the_csv_holds_the_same_rows(tmp_path):
-    members = pictures(7) | {'"quoted",\n.png': b"no image"}
-    path = write_tar(tmp_path / "a.tar", members)
-    score(config(tmp_path, path, csv=tmp_path / "rows.csv"))
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        found = list(csv.DictReader(file))
-    for row, expected in zip(found, rows(tmp_path / "out"), strict=True):
-        assert row["member"] == expected["member"]
-        assert row["error"] == (expected["error"] or "")
-        if expected["prob_Normal"] is not None:
-            assert float(row["prob_Normal"]) == pytest.approx(expected["prob_Normal"], abs=1e-6)
-    (tmp_path / "rows.csv").unlink()
-    assert score(config(tmp_path, path, csv=tmp_path / "rows.csv")).already_done
-    assert (tmp_path / "rows.csv").is_file()
-    with pytest.raises(UserError, match="no folder"):
-        score(config(tmp_path, path, csv=tmp_path / "none/rows.csv"))
 
 
 def test_the_summary_counts_and_the_sheet_shows_the_highest(tmp_path):
