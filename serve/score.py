@@ -202,18 +202,12 @@ def _check(config: ScoreConfig) -> None:
 
 
 def _check_apart(config: ScoreConfig, archives: list[Archive]) -> None:
-    """UserError for scores that would be written into what is scored, or for a CSV in the place of
-    what is read."""
+    """UserError for scores that would be written into what is scored."""
     folders = [a.path.resolve() for a in archives if a.kind == "folder" and not is_remote(a.path)]
     for path in (config.out, config.csv):
         inside = [f for f in folders if path is not None and path.resolve().is_relative_to(f)]
         if inside:
             raise UserError(f"{path} lies in {inside[0]}, which is scored; write to another folder")
-    lists = [list_of(path) for path in config.archives]
-    read = [config.model, *(path for path in lists if path is not None)]
-    read += [path for a in archives for path in a.files or (a.path,) if not is_remote(path)]
-    if config.csv is not None and config.csv.resolve() in {path.resolve() for path in read}:
-        raise UserError(f"--csv {config.csv} is read by this command; write to another file")
 
 
 def _request(

@@ -27,16 +27,19 @@ MODEL_COLUMNS = {
     "synthetic": pa.bool_(),
 }
 DAMAGE = "archive_damage"
+_BEGIN = b'"archive","member","key",'
 _FORMULA = f"^([{FORMULA_SIGNS}])"
 
 
 def check_csv(path: Path, out: Path) -> None:
-    """UserError when no file can be written there; asked before hours of work. out: the folder of
-    the scores, which need not be there yet."""
+    """UserError when no file can be written there, or one that is no CSV of scores would be lost;
+    asked before hours of work. out: the folder of the scores, which need not be there yet."""
     if path.is_dir():
         raise UserError(f"--csv {path} is a folder; name a file")
     if path.suffix.lower() != ".csv":
         raise UserError(f"--csv {path}; allowed: a name that ends in .csv")
+    if path.is_file() and not _may_be_replaced(path):
+        raise UserError(f"--csv {path} is there, and not of this command; name another file")
     place, folder = path.resolve(), out.resolve()
     if place.parent == folder:
         return
@@ -46,6 +49,11 @@ def check_csv(path: Path, out: Path) -> None:
         raise UserError(f"--csv {path}: no folder {path.parent}; make it")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"--csv {path}: no permission to write into {path.parent}")
+
+
+def _may_be_replaced(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_BEGIN)) in (_BEGIN, b"")
 
 
 def write_csv(folder: ScoreFolder, summary: dict[str, Any], path: Path) -> None:

@@ -111,7 +111,7 @@ def test_no_cell_is_a_formula(tmp_path):
 
 
 def test_the_csv_takes_no_others_place(tmp_path, monkeypatch):
-    """Nothing that is read, and no file of the scores; told before any work."""
+    """That of an archive, a list, the model, labels, a file of the scores: told before any work."""
     monkeypatch.setattr(score_module, "open_network", None)
     monkeypatch.chdir(tmp_path)
     write_tar(tmp_path / "a.csv", pictures(1))
@@ -120,10 +120,10 @@ def test_the_csv_takes_no_others_place(tmp_path, monkeypatch):
     (tmp_path / "link.csv").symlink_to("list.csv")
     write_model(tmp_path / "m.csv")
     for name, message in {
-        "a.csv": "a.csv is read by this command",
-        "list.csv": "list.csv is read by this command",
-        "link.csv": "link.csv is read by this command",
-        "m.csv": "m.csv is read by this command",
+        "a.csv": "a.csv is there, and not of this command",
+        "list.csv": "list.csv is there, and not of this command",
+        "link.csv": "link.csv is there, and not of this command",
+        "m.csv": "m.csv is there, and not of this command",
         "f": "is a folder",
         "f/x.csv": "lies in .*f, which is scored",
         "out/request.json": "allowed: a name that ends in .csv",
