@@ -23,9 +23,9 @@ def find_archives(paths: Sequence[Path], *, keep_names: bool = False) -> list[Ar
     """The archives of a request. Those that lie in a folder are opened too, as archives of their
     own; if they are not shards, they are called by their number in the folder, since nobody gave
     their names, which may be patients' (keep_names: by their names). Images that one list or glob
-    names are one archive; score folders, and files that are none by their names, are left out of
-    what a glob matches. UserError when a path is missing, holds nothing, or an image in it is named
-    twice."""
+    names are one archive. Of what a glob matches, folders of scores and files that are no images by
+    their names are left out. UserError when a path is missing or holds nothing, or when what it
+    holds is named twice."""
     named = [(path, _paths_of(path)) for path in paths]
     archives = [archive for path, found in named for archive in _archives_of(path, found)]
     _refuse_overlap([(argument, path) for argument, found in named for path in found])
