@@ -31,12 +31,14 @@ from serve.entries import (
     guarded,
     is_archive_name,
     is_input,
+    is_packed,
     label,
     make_entry,
     opener_of,
     refused_entry,
     too_large,
 )
+from serve.score_folder import MARKS
 from serve.tars import compressed_tar_members, tar_members
 from serve.zips import zip_members
 from shards.console import RunFailed
@@ -131,7 +133,7 @@ class Archive:
         for file, kind in walk_files(self.path):
             name = file.relative_to(self.path).as_posix()
             # Archives are archives of their own, see find_archives.
-            if kind != "file" or not is_archive_name(name):
+            if kind != "file" or not is_packed(name):
                 yield name, file, kind
 
     def _file_members(self) -> Iterator[Member]:
@@ -226,7 +228,8 @@ def kind_of(head: bytes, name: str) -> Kind | None:
 
 
 def walk_files(folder: Path) -> Iterator[tuple[Path, FileKind]]:
-    """Everything but folders below a folder, sorted; links are not followed."""
+    """Everything but folders below a folder, sorted; links are not followed, and what lies in
+    folders of scores does not count."""
     if is_remote(folder):
         for found in folder.iterdir():
             if found.is_dir():
@@ -236,6 +239,8 @@ def walk_files(folder: Path) -> Iterator[tuple[Path, FileKind]]:
         return
     with os.scandir(folder) as listed:
         items = sorted(listed, key=lambda item: item.name)
+    if {item.name for item in items} >= MARKS:
+        return
     for item in items:
         if item.is_dir(follow_symlinks=False):
             yield from walk_files(Path(item.path))

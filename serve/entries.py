@@ -27,7 +27,7 @@ _TEXT_SUFFIXES = frozenset(
 _DICOM_SUFFIXES = frozenset((".dcm", ".dicom", ".ima", ""))
 _DICOM_MARK = slice(128, 132)
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"BM", b"GIF8")
-_FILE_SUFFIXES = frozenset((".db", ".ini", ".py", ".sha256", ".md5"))
+_FILE_SUFFIXES = frozenset((".db", ".ini", ".py", ".sha256", ".md5", ".onnx"))
 OTHER_SUFFIXES = _SHARD_SUFFIXES | _TABLE_SUFFIXES | _TEXT_SUFFIXES | _FILE_SUFFIXES
 _T = TypeVar("_T")
 
@@ -136,6 +136,11 @@ def is_input(name: str) -> bool:
 def is_archive_name(name: str) -> bool:
     """By its extension."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file of a folder is an archive that is read: hidden ones (._a.tar) are not."""
+    return is_archive_name(name) and is_input(name)
 
 
 def label(name: str) -> str:

@@ -15,7 +15,8 @@ from serve.evaluation_tables import evaluation_tables
 from serve.figures import write_figure
 from serve.judged import judge
 from serve.metrics import Evaluation, MeasureConfig, measure
-from serve.predictions import Joined, LabelTable, join, read_label_table, read_predictions
+from serve.predictions import Joined, join, read_predictions
+from serve.truth import LabelTable, read_label_table
 from shards.console import UserError
 from shards.writer import write_atomic
 
@@ -29,8 +30,8 @@ class EvaluateConfig:
     """Judge scores by labels: metrics.json, and its parts as CSV tables and as PNG and SVG."""
 
     scores: Path
-    """Folder of python -m serve score, or a CSV or Parquet file: a column `key`, and one column
-    <label> or prob_<label> per label."""
+    """Folder or --csv of python -m serve score, or any CSV or Parquet file: a column `key`, and one
+    column <label> or prob_<label> per label; of one model."""
     labels: Path
     """Folder of a data set's shards, or a CSV or Parquet file: a column `key`, and one column of 1,
     0, -1 or nothing (unknown) per label, or one column `label` with the class's name. Columns

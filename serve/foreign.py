@@ -1,5 +1,6 @@
 """A model without our metadata: what the user says of it, and whether it fits the file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,19 +27,22 @@ class Foreign:
 
 
 def foreign_of(
-    labels: str | None, size: int | None, normalise: Normalise, outputs: Outputs
+    labels: str | None, size: int | None, normalise: Normalise | None, outputs: Outputs | None
 ) -> Foreign | None:
     """labels: joined by commas. None when nothing is said; UserError when only half is."""
-    if labels is None and size is None:
+    if (labels, size, normalise, outputs) == (None, None, None, None):
         return None
     if labels is None or size is None:
-        raise UserError("--labels and --size go together: a model without metadata needs both")
+        raise UserError(
+            "--labels and --size go together, and --normalise and --outputs need them: they are "
+            "for a model without metadata; leave all out for one of python -m serve export"
+        )
     names = tuple(name.strip() for name in labels.split(","))
     if not all(names) or len(set(names)) != len(names):
         raise UserError(f"--labels {labels!r}; allowed: different names joined by commas")
     if not 1 <= size <= MAX_SIZE:
         raise UserError(f"--size {size}; allowed: 1 to {MAX_SIZE} pixels")
-    return Foreign(names, size, normalise, outputs)
+    return Foreign(names, size, normalise or "imagenet", outputs or "probabilities")
 
 
 def check_foreign(
@@ -47,7 +51,10 @@ def check_foreign(
     """(input, output, the only batch it takes, shape and dtype of an image for it) of a model that
     takes grey or RGB images. UserError when it does not fit what is said of it."""
     if any(key.startswith(PREFIX) for key in session.get_modelmeta().custom_metadata_map):
-        raise UserError(f"{model} says its labels and size itself; leave out --labels and --size")
+        raise UserError(
+            f"{model} says its labels and size itself; leave out --labels, --size, --normalise and "
+            "--outputs"
+        )
     inputs, output, size = session.get_inputs(), session.get_outputs()[0], foreign.size
     if len(inputs) != 1 or not _takes_images(inputs[0], size):
         found = ", ".join(f"{n.name} {n.type} {n.shape}" for n in inputs) or "none"
@@ -64,6 +71,11 @@ def check_foreign(
         )
     if node.type == "tensor(uint8)" and foreign.normalise != "none":
         raise UserError(f"{model} takes uint8 images; add --normalise none")
+    if shape[1] == 1 and foreign.normalise == "imagenet":
+        raise UserError(
+            f"{model} takes images of one channel, and --normalise imagenet (the default) makes "
+            "three; say --normalise 0-1, xrv or none"
+        )
     dtype = np.dtype(_FLOATS.get(node.type, np.uint8))
     only_batch = shape[0] if isinstance(shape[0], int) else None
     return node.name, output.name, only_batch, (shape[1], size, size), dtype
@@ -76,12 +88,14 @@ def _takes_images(node: onnxruntime.NodeArg, size: int) -> bool:
     return fits and (node.type == "tensor(uint8)" or node.type in _FLOATS)
 
 
-def foreign_info(foreign: Foreign, model: str) -> ModelInfo:
-    """What scoring needs to know of the model, as said by the user; says it aloud."""
+def foreign_info(foreign: Foreign, model: str, outputs: Sequence[str]) -> ModelInfo:
+    """What scoring needs to know of the model, as said by the user; says it aloud. outputs: their
+    names, of which the first is taken."""
+    others = f", not {', '.join(outputs[1:])}" if len(outputs) > 1 else ""
     warn(
         f"{model} says nothing of itself; taken as you say: labels {', '.join(foreign.labels)}; "
         f"whole images resized to {foreign.size} pixels, normalised as {foreign.normalise}; its "
-        f"first output as {foreign.outputs}"
+        f"first output, {outputs[0]}{others}, as {foreign.outputs}"
     )
     return ModelInfo(
         architecture="unknown",

@@ -190,6 +190,13 @@ def _validation(validation: Joined, evaluated: Joined) -> Judged:
             f"--calibration has the labels {', '.join(validation.labels)}; the scores have "
             f"{', '.join(evaluated.labels)}: give scores of the same model"
         )
+    models = [one.scored_by for one in (validation, evaluated) if one.scored_by is not None]
+    if len({model.sha256 for model in models}) > 1:
+        raise UserError(
+            f"--calibration has the scores of another model ({models[0].file}, SHA-256 "
+            f"{models[0].sha256[:8]}) than --scores ({models[1].file}, {models[1].sha256[:8]}); "
+            "give scores of the same model"
+        )
     return judge(validation)
 
 

@@ -55,7 +55,8 @@ class Network:
         else:
             fits = check_foreign(session, model, foreign)
             self._input, self._output, only_batch, self._shape, self._dtype = fits
-            self.info = foreign_info(foreign, model)
+            outputs = [output.name for output in session.get_outputs()]
+            self.info = foreign_info(foreign, model, outputs)
         if only_batch is not None and batch not in (None, only_batch):
             raise UserError(f"{model} takes batches of {only_batch}; leave out --batch")
         on_gpu = self.provider != "cpu"

@@ -1,35 +1,26 @@
 """Scores and the labels they are judged by, brought together by key.
 
 Scores: a folder of `serve score`, or a CSV or Parquet file with a `key` column and one column
-`<label>` or `prob_<label>` per label. Labels: a data set's folder of shards, or a CSV or Parquet
-file with a `key` column and one column of 1, 0, -1 or nothing per label, or one column `label`
-with the name of each image's class.
+`<label>` or `prob_<label>` per label; the CSV of `serve score` tells all that its folder does.
+Labels: serve/truth.py.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
+from serve.score_csv import DAMAGE, MODEL_COLUMNS
 from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder
 from serve.tables import KEY, Table, read_table
+from serve.truth import LabelTable
 from shards.console import UserError
 from shards.labels import NO, UNKNOWN, YES
-from shards.manifest import Manifest, check_shards, load_manifest, shard_path
-from shards.reader import read_component, read_index
-from shards.sample import LABELS_EXTENSION, META_EXTENSION, SampleMeta
 
 ROW_SUM = 1e-3  # probabilities of softmax add up to 1 within this
-META_COLUMNS = ("view", "sex", "age", "source")
-# Columns of our own and of common tables that are no label.
-_NO_LABEL = {KEY, "archive", "member", "predicted", "model_sha256", "preprocessing_version"} | {
-    *("error", "patient", "split", "file", "width", "height", "dataset", "shard", "labels"),
-    *("sha256", "pixel_sha256"),
-    *("", "unnamed: 0", "__index_level_0__"),  # row numbers, as pandas writes them
-    *META_COLUMNS,
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class ScoredBy:
 class PredictionTable:
     """probabilities: (N, L) float64, NaN in a row with an error; exclusive, synthetic: None where
     not known; damaged: archives whose rest could not be read, with the reason; scored_by: None of a
-    table."""
+    table that does not say."""
 
     keys: tuple[str, ...]
     labels: tuple[str, ...]
@@ -64,20 +55,6 @@ class PredictionTable:
         sums = self.probabilities[[error is None for error in self.errors]].sum(axis=1)
         sums = sums[~np.isnan(sums)]
         return bool(sums.size and (np.abs(sums - 1) < ROW_SUM).all())
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """labels: (N, L) int8, 1 yes, 0 no, -1 unknown; patients: None where not known; meta: of
-    META_COLUMNS those that are known, name -> N values; exclusive: exactly one label holds."""
-
-    keys: tuple[str, ...]
-    names: tuple[str, ...]
-    labels: np.ndarray
-    patients: tuple[str | None, ...] | None
-    meta: dict[str, tuple[str | None, ...]]
-    exclusive: bool
-    synthetic: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -106,16 +83,66 @@ class Joined:
 
 
 def read_predictions(path: Path) -> PredictionTable:
-    """Read a folder of scores, a CSV or a Parquet file. UserError when it is none of them."""
+    """Read a folder of scores, a CSV or a Parquet file. UserError when it is none of them, or when
+    the rows of a table are of several models."""
     if path.is_dir():
         return _predictions_of_folder(ScoreFolder(path))
     table = read_table(path)
+    model = {name: _of_all_rows(table, name) for name in (*MODEL_COLUMNS, "model_sha256")}
+    images = _are_images(table)
     columns = _probability_columns(table)
     probabilities = np.stack([table.numbers(column) for column in columns.values()], axis=1)
     _check_probabilities(path, tuple(columns), probabilities)
+    file, sha256 = model["model"], model["model_sha256"]
+    scored_by = None
+    if file is not None and sha256 is not None:  # the CSV of a score folder: float32, as there
+        scored_by = ScoredBy(file, sha256, model["weights_sha256"], model["precision"])
+        probabilities = probabilities.astype(np.float32).astype(np.float64)
     return PredictionTable(
-        tuple(table.keys()), tuple(columns), probabilities, _errors(table, probabilities)
+        keys=tuple(table.keys(images)),
+        labels=tuple(columns),
+        probabilities=probabilities[images],
+        errors=tuple(compress(_errors(table, probabilities), images)),
+        exclusive=_yes_or_no(path, "exclusive", model["exclusive"]),
+        synthetic=_yes_or_no(path, "synthetic", model["synthetic"]),
+        damaged=_damaged(table),
+        scored_by=scored_by,
     )
+
+
+def _of_all_rows(table: Table, name: str) -> str | None:
+    """What a column that tells of the model says. UserError when it says several things."""
+    found = list(dict.fromkeys(table.names(name) or [None]))
+    if len(found) > 1:
+        raise UserError(
+            f"{table.path}: column {name!r} has {_some([one or 'nothing' for one in found])}; the "
+            "rows of a table are of one model: divide it"
+        )
+    return found[0]
+
+
+def _yes_or_no(path: Path, name: str, said: str | None) -> bool | None:
+    known = {None: None, "true": True, "false": False}
+    lower = None if said is None else said.lower()
+    if lower not in known:
+        raise UserError(f"{path}: column {name!r} has {said!r}; allowed: true, false or nothing")
+    return known[lower]
+
+
+def _are_images(table: Table) -> list[bool]:
+    """Not the rows that stand for the rest of an archive: neither key nor member, but an error."""
+    keys, members, errors = (table.names(name) for name in (KEY, "member", "error"))
+    if keys is None or members is None or errors is None:
+        return [True] * table.rows
+    rows = zip(keys, members, errors)
+    return [key is not None or member is not None or error is None for key, member, error in rows]
+
+
+def _damaged(table: Table) -> tuple[str, ...]:
+    archives, damage = table.names("archive"), table.names(DAMAGE)
+    if archives is None or damage is None:
+        return ()
+    return tuple(dict.fromkeys(f"{a}: {d}" for a, d in zip(archives, damage) if d is not None))
 
 
 def _predictions_of_folder(folder: ScoreFolder) -> PredictionTable:
@@ -147,16 +174,7 @@ def _probability_columns(table: Table) -> dict[str, str]:
     prefixed = [name for name in table.columns if name.startswith(PROBABILITY_PREFIX)]
     if prefixed:
         return {name.removeprefix(PROBABILITY_PREFIX): name for name in prefixed}
-    return {name: name for name in _label_columns(table)}
-
-
-def _label_columns(table: Table) -> list[str]:
-    names = [name for name in table.columns if name.lower() not in _NO_LABEL]
-    if not names:
-        raise UserError(
-            f"{table.path} has no column for a label; it has: {', '.join(table.columns)}"
-        )
-    return names
+    return {name: name for name in table.label_names()}
 
 
 def _check_probabilities(path: Path, labels: tuple[str, ...], values: np.ndarray) -> None:
@@ -173,88 +191,6 @@ def _errors(table: Table, probabilities: np.ndarray) -> tuple[str | None, ...]:
     told = table.texts("error") or [None] * table.rows
     missing = np.isnan(probabilities).all(axis=1)
     return tuple(error or ("no score" if gap else None) for error, gap in zip(told, missing))
-
-
-def read_label_table(path: Path, split: str | None = None) -> LabelTable:
-    """Labels of a data set's folder of shards (one split, or all), or of a CSV or Parquet file.
-
-    A table is taken as exclusive when each of its rows has exactly one yes and nothing unknown
-    among several labels, or when it names each row's class in one column. UserError when it cannot
-    be read.
-    """
-    if path.is_dir():
-        return _labels_of_shards(path, load_manifest(path), split)
-    given = read_table(path)
-    table = given.spread_classes()
-    chosen = np.ones(table.rows, bool)
-    if split is not None:
-        chosen = _rows_of_split(table, split)
-    names = tuple(_label_columns(table))
-    labels = np.stack([table.labels(name) for name in names], axis=1)[chosen]
-    meta = {name: _chosen(table.texts(name), chosen) for name in META_COLUMNS}
-    one_hot = ((labels == YES).sum(axis=1) == 1) & (labels != UNKNOWN).all(axis=1)
-    one_class_each = table is not given or bool(one_hot.all())
-    return LabelTable(
-        keys=tuple(key for key, take in zip(table.keys(), chosen) if take),
-        names=names,
-        labels=labels,
-        patients=_chosen(table.texts("patient"), chosen),
-        meta={name: values for name, values in meta.items() if values is not None},
-        exclusive=one_class_each and (len(names) > 1 or table is not given),
-    )
-
-
-def _rows_of_split(table: Table, split: str) -> np.ndarray:
-    splits = table.texts("split")
-    if splits is None or split not in splits:
-        have = sorted({str(s) for s in splits}) if splits else "no column 'split'"
-        raise UserError(f"no split {split!r} in {table.path}; it has: {have}")
-    return np.array([found == split for found in splits], bool)
-
-
-def _chosen(values: list[str | None] | None, chosen: np.ndarray) -> tuple[str | None, ...] | None:
-    return None if values is None else tuple(v for v, take in zip(values, chosen) if take)
-
-
-def _labels_of_shards(folder: Path, manifest: Manifest, split: str | None) -> LabelTable:
-    splits = [split] if split is not None else list(manifest.splits)
-    samples = [found for name in splits for found in _samples_of_split(folder, manifest, name)]
-    metas = [meta for _, _, meta in samples]
-    meta = {name: tuple(_text(getattr(found, name)) for found in metas) for name in META_COLUMNS}
-    patients = tuple(found.patient for found in metas)
-    labels = [row for _, row, _ in samples]
-    return LabelTable(
-        keys=tuple(key for key, _, _ in samples),
-        names=manifest.labels,
-        labels=np.stack(labels) if labels else np.empty((0, len(manifest.labels)), np.int8),
-        patients=patients if any(patient is not None for patient in patients) else None,
-        meta={name: values for name, values in meta.items() if any(v is not None for v in values)},
-        exclusive=manifest.exclusive,
-        synthetic=manifest.synthetic,
-    )
-
-
-def _samples_of_split(
-    folder: Path, manifest: Manifest, split: str
-) -> Iterator[tuple[str, np.ndarray, SampleMeta]]:
-    """(key, labels (L,) int8, metadata) of every sample, without reading any image."""
-    check_shards(folder, manifest, (split,))
-    for shard in manifest.of_split(split):
-        path = shard_path(folder, shard)
-        with path.open("rb") as file:
-            for components in read_index(path):
-                found = {c.extension: c for c in components}
-                if not {LABELS_EXTENSION, META_EXTENSION} <= set(found):
-                    raise UserError(
-                        f"{path}: sample {components[0].key} lacks labels; ingest again"
-                    )
-                labels = read_component(file.fileno(), found[LABELS_EXTENSION], path)
-                meta = read_component(file.fileno(), found[META_EXTENSION], path)
-                yield components[0].key, np.frombuffer(labels, np.int8), SampleMeta.from_json(meta)
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def join(predictions: PredictionTable, truth: LabelTable, exclusive: bool | None = None) -> Joined:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 from serve.gallery import Gallery, make_gallery
 from serve.metrics import FORMAT_VERSION
-from serve.predictions import join, read_label_table, read_predictions
+from serve.predictions import join, read_predictions
 from serve.report_charts import chart_data
 from serve.report_models import OwnModels, Part, own_models, part_of
+from serve.truth import read_label_table
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest, manifest_hash
 

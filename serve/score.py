@@ -30,7 +30,7 @@ from serve.opened import foreign, open_network
 from serve.providers import Provider
 from serve.score_csv import check_csv, write_csv
 from serve.score_folder import Columns, ScoreFolder
-from serve.score_inputs import LIST_SIGN, find_archives
+from serve.score_inputs import LIST_SIGN, find_archives, list_of
 from serve.score_run import Share, Work, run_here
 from serve.thresholds import PointName, pick
 from serve.units import UNIT_INPUTS
@@ -48,7 +48,8 @@ class ScoreConfig:
     """Folder of the scores; the same command again goes on where it stopped."""
     archives: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Tar (shards too), tar.gz, zip, folders (with the archives in them), images, DICOM files;
-    globs in quotation marks; @FILE, a list with one path per line; URLs (s3://, https://)."""
+    globs in quotation marks; @FILE, a list with one path per line; URLs (s3://, https://). Each
+    image once; folders of scores are left out."""
     provider: Provider = "auto"
     """Where the network runs; auto: on a GPU where CUDA works, else on the CPU."""
     gpus: int | None = None
@@ -72,7 +73,8 @@ class ScoreConfig:
     limit: int | None = None
     """Score only the first so many images; by default all."""
     csv: Path | None = None
-    """Also write all rows into this CSV file, at the end."""
+    """Also write all rows into this file, named .csv, at the end, with what scores.json says of the
+    model: serve evaluate reads it as it reads --out, in which it may lie."""
     dry_run: bool = False
     """Only say how many inputs there are, how large they are, and how long they would take."""
     keep_names: bool = False
@@ -83,11 +85,12 @@ class ScoreConfig:
     """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
     size: int | None = None
     """For such a model: the side of its input in pixels."""
-    normalise: Normalise = "imagenet"
-    """For such a model: its input is (x / 255 - mean) / std of ImageNet, x / 255, -1024 to 1024
-    (torchxrayvision), or the grey values themselves."""
-    outputs: Outputs = "probabilities"
-    """For such a model: what its first output is, or what makes probabilities of it."""
+    normalise: Normalise | None = None
+    """For such a model: its input is (x / 255 - mean) / std of ImageNet (by default), x / 255,
+    -1024 to 1024 (torchxrayvision), or the grey values themselves; one channel: not the first."""
+    outputs: Outputs | None = None
+    """For such a model: what its first output is (by default probabilities), or what makes
+    probabilities of it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
             done = _summarise(config, work, request, network, scored, seconds)
             folder.write_summary(done)
         if config.csv is not None:
-            write_csv(folder, config.csv)
+            write_csv(folder, done, config.csv)
         summary = _summary(config.out, done, scored, already_done=already_done)
     _fail_on_damage(done)
     return summary
@@ -192,7 +195,7 @@ def _check(config: ScoreConfig) -> None:
     if config.fp16 and config.provider != "tensorrt":
         raise UserError("--fp16 is for --provider tensorrt; or export with --precision fp16")
     if config.csv is not None:
-        check_csv(config.csv)
+        check_csv(config.csv, config.out)
 
 
 def _check_apart(config: ScoreConfig, archives: list[Archive]) -> None:
@@ -228,10 +231,8 @@ def _request(
 
 
 def _absolute(path: Path) -> str:
-    text = str(path)
-    if text.startswith(LIST_SIGN) and not path.exists():
-        return LIST_SIGN + place_of(Path(text[1:]))
-    return place_of(path)
+    listed = list_of(path)
+    return place_of(path) if listed is None else LIST_SIGN + place_of(listed)
 
 
 def archive_names(archives: list[Archive]) -> list[str]:

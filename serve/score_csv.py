@@ -1,33 +1,84 @@
-"""The rows of a score folder as one CSV file."""
+"""The rows of a score folder as one CSV file.
+
+Beside them stand, the same in every row, what scores.json says of the model, and in the rows of a
+damaged archive what is wrong with it. Text that a spreadsheet would take for a formula begins
+with a quotation mark (').
+"""
 
 import os
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from serve.score_folder import ScoreFolder
+from serve.tables import FORMULA_SIGNS
 from shards.console import UserError
 
+# As scores.json calls them.
+MODEL_COLUMNS = {
+    "model": pa.string(),
+    "weights_sha256": pa.string(),
+    "precision": pa.string(),
+    "exclusive": pa.bool_(),
+    "synthetic": pa.bool_(),
+}
+DAMAGE = "archive_damage"
+_BEGIN = b'"archive","member","key",'
+_FORMULA = f"^([{FORMULA_SIGNS}])"
 
-def check_csv(path: Path) -> None:
-    """UserError when no file can be written there; asked before hours of work."""
+
+def check_csv(path: Path, out: Path) -> None:
+    """UserError when no file can be written there, or one that is no CSV of scores would be lost;
+    asked before hours of work. out: the folder of the scores, which need not be there yet."""
     if path.is_dir():
         raise UserError(f"--csv {path} is a folder; name a file")
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"--csv {path}; allowed: a name that ends in .csv")
+    if path.is_file() and not _may_be_replaced(path):
+        raise UserError(f"--csv {path} is there, and not of this command; name another file")
+    place, folder = path.resolve(), out.resolve()
+    if place.parent == folder:
+        return
+    if place.is_relative_to(folder):
+        raise UserError(f"--csv {path} lies in a folder of the scores; allowed: {out / path.name}")
     if not path.parent.is_dir():
         raise UserError(f"--csv {path}: no folder {path.parent}; make it")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"--csv {path}: no permission to write into {path.parent}")
 
 
-def write_csv(folder: ScoreFolder, path: Path) -> None:
-    """All rows in their order, part by part; the file appears by renaming."""
-    temporary = path.with_name(path.name + ".tmp")
+def _may_be_replaced(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_BEGIN)) in (_BEGIN, b"")
+
+
+def write_csv(folder: ScoreFolder, summary: dict[str, Any], path: Path) -> None:
+    """All rows in their order, part by part; the file appears by renaming. summary: the content of
+    scores.json."""
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden: no input of the next run
     parts = folder.part_paths()
     with temporary.open("wb") as file:
-        with pc.CSVWriter(file, pq.read_schema(parts[0])) as writer:
+        with pc.CSVWriter(file, _as_told(pq.read_table(parts[0]), summary).schema) as writer:
             for part in parts:
-                writer.write_table(pq.read_table(part))
+                writer.write_table(_as_told(pq.read_table(part), summary))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _as_told(rows: pa.Table, summary: dict[str, Any]) -> pa.Table:
+    """The rows of a part with the columns that a table on its own needs."""
+    for name, kind in MODEL_COLUMNS.items():
+        rows = rows.append_column(name, pa.array([summary.get(name)] * len(rows), kind))
+    damage = {archive["name"]: archive["damage"] for archive in summary["archives"]}
+    told = [damage[name] for name in rows.column("archive").to_pylist()]
+    rows = rows.append_column(DAMAGE, pa.array(told, pa.string()))
+    for place, field in enumerate(rows.schema):
+        if field.type == pa.string():
+            escaped = compute.replace_substring_regex(rows.column(place), _FORMULA, r"'\1")
+            rows = rows.set_column(place, field, escaped)
+    return rows

@@ -25,6 +25,7 @@ from shards.writer import write_atomic
 
 REQUEST_FILE, SUMMARY_FILE, PARTS_FOLDER = "request.json", "scores.json", "parts"
 ENDS_FOLDER = "ends"
+MARKS = frozenset((REQUEST_FILE, PARTS_FOLDER, ENDS_FOLDER))  # of a folder of scores, done or not
 PROBABILITY_PREFIX = "prob_"
 CALL_PREFIX = "call_"
 

@@ -2,14 +2,14 @@
 
 import glob
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from serve.archives import Archive, Kind, is_archive_name, kind_of, place_of, walk_files
-from serve.entries import is_input
+from serve.archives import Archive, Kind, kind_of, place_of, walk_files
+from serve.entries import is_input, is_packed
+from serve.score_folder import MARKS
 from shards.console import UserError
 from shards.remote import is_remote, path_of
 
@@ -23,30 +23,66 @@ def find_archives(paths: Sequence[Path], *, keep_names: bool = False) -> list[Ar
     """The archives of a request. Those that lie in a folder are opened too, as archives of their
     own; if they are not shards, they are called by their number in the folder, since nobody gave
     their names, which may be patients' (keep_names: by their names). Images that one list or glob
-    names are one archive. UserError when a path is missing, holds nothing, or is named twice."""
-    archives = [archive for path in paths for archive in _archives_of(path)]
+    names are one archive. Of what a glob matches, folders of scores and files that are no images by
+    their names are left out. UserError when a path is missing or holds nothing, or when what it
+    holds is named twice."""
+    named = [(path, _paths_of(path)) for path in paths]
+    archives = [archive for path, found in named for archive in _archives_of(path, found)]
+    _refuse_overlap([(argument, path) for argument, found in named for path in found])
     if keep_names:
         archives = [replace(archive, alias=None) for archive in archives]
-    counts: Counter[str] = Counter()
-    for archive in archives:
-        counts.update(map(place_of, archive.files or (archive.path,)))
-    twice = [place for place, count in counts.items() if count > 1]
-    if twice:
-        shown = ", ".join(twice[:3]) + (f" and {len(twice) - 3} more" if len(twice) > 3 else "")
-        raise UserError(f"named more than once: {shown}; name each archive once")
     if not archives:
         raise UserError("no archive named; name tar, tar.gz or zip files, folders or images")
     return archives
 
 
-def _archives_of(argument: Path) -> list[Archive]:
+def list_of(argument: Path) -> Path | None:
+    """The list that an @FILE names, None of anything else."""
     text = str(argument)
-    if not is_remote(argument) and text.startswith(LIST_SIGN) and not argument.exists():
-        paths = [found for line in _lines(Path(text[1:])) for found in _matches(path_of(line))]
-        if not paths:
-            raise UserError(f"the list {text[1:]} names nothing; one path or URL per line")
-    else:
-        paths = _matches(argument)
+    if is_remote(argument) or not text.startswith(LIST_SIGN) or argument.exists():
+        return None
+    return Path(text[1:])
+
+
+def _paths_of(argument: Path) -> list[Path]:
+    """What one argument names: itself, or what its list or its globs do."""
+    listed = list_of(argument)
+    if listed is None:
+        return _matches(argument)
+    paths = [found for line in _lines(listed) for found in _matches(path_of(line))]
+    if not paths:
+        raise UserError(f"the list {listed} names nothing; one path or URL per line")
+    return paths
+
+
+def _refuse_overlap(named: Sequence[tuple[Path, Path]]) -> None:
+    """named: (argument, path that it names). UserError when a path is there twice, or lies in a
+    folder that is there too."""
+    seen: dict[str, tuple[Path, Path]] = {}
+    for argument, path in named:
+        place = place_of(path)
+        if place in seen:
+            raise UserError(
+                f"{path} is named twice, by {seen[place][0]} and {argument}; name each image and "
+                "archive once"
+            )
+        seen[place] = argument, path
+    for place, (_, path) in seen.items():
+        around = next((seen[folder][1] for folder in _folders_of(place) if folder in seen), None)
+        if around is not None:
+            raise UserError(
+                f"{path} lies in {around}, which is named too; name the folder, or what is in it"
+            )
+
+
+def _folders_of(place: str) -> Iterator[str]:
+    """Of a path or a URL, those around it."""
+    while "/" in place:
+        place = place.rpartition("/")[0]
+        yield place or "/"
+
+
+def _archives_of(argument: Path, paths: Sequence[Path]) -> list[Archive]:
     found = [archive for path in paths for archive in _archives_at(path)]
     images = tuple(archive.path for archive in found if archive.kind == "files")
     rest = [archive for archive in found if archive.kind != "files"]
@@ -70,13 +106,28 @@ def _lines(path: Path) -> list[str]:
 def _matches(path: Path) -> list[Path]:
     """The path itself; of a glob (* ? [a-z] **), what it matches, sorted."""
     if is_remote(path):
-        return _remote_matches(path) if _MAGIC.search(path.path) else [cast(Path, path)]
-    if path.exists() or not _MAGIC.search(str(path)):
+        if not _MAGIC.search(path.path):
+            return [cast(Path, path)]
+        found = _remote_matches(path)
+    elif path.exists() or not _MAGIC.search(str(path)):
         return [path]
-    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    else:
+        found = _local_matches(path)
+    found = [one for one in found if is_input(one.name) or one.is_dir()]
+    if not found:
+        raise UserError(f"no image and no archive matches {path}; folders of scores do not count")
+    return found
+
+
+def _local_matches(path: Path) -> list[Path]:
+    """Without folders of scores: this request's own is there the second time."""
+    names = sorted(glob.glob(str(path), recursive=True))
+    found = [Path(name) for name in names if f"{name}**" != str(path)]  # of a/** not a/ itself
     if not found:
         raise UserError(f"nothing matches {path}; put a glob in quotation marks")
-    return found
+    folders = {folder for one in found for folder in (one, *one.parents)}
+    scores = {folder for folder in folders if all((folder / mark).exists() for mark in MARKS)}
+    return [one for one in found if scores.isdisjoint((one, *one.parents))]
 
 
 def _remote_matches(path: Any) -> list[Path]:
@@ -97,7 +148,7 @@ def _archives_at(path: Path) -> list[Archive]:
             raise UserError(f"{path} is no regular file; name a tar, tar.gz, zip or an image")
         return [_of_file(path)]
     files = list(walk_files(path))
-    packed = [file for file, kind in files if kind == "file" and is_archive_name(file.name)]
+    packed = [f for f, kind in files if kind == "file" and is_packed(str(f.relative_to(path)))]
     found = [replace(_of_file(f), alias=_alias(path, f, n)) for n, f in enumerate(packed, 1)]
     folder = Archive(path, "folder")
     named = [(name, kind) for name, _, kind in folder.named_files()]

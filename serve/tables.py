@@ -2,8 +2,9 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,21 @@ from shards.labels import UNKNOWN
 KEY = "key"
 CLASS = "label"
 _EMPTY = ("", "nan", "na", "null", "none")
+_EMPTY_NAME = ("",)  # none.png has the key none
+_EMPTY_CLASS = ("", "nan")  # a class may be called None or NA
+# Before these a spreadsheet is told by ' that a cell is text, no formula; `serve score` writes it.
+FORMULA_SIGNS = "=+@\t\r-"  # the last one, or it would be a range in a regex
+
+
+META_COLUMNS = ("view", "sex", "age", "source")
+# Columns of our own and of common tables that are no label.
+_NO_LABEL = {KEY, "archive", "member", "predicted", "model_sha256", "preprocessing_version"} | {
+    *("model", "weights_sha256", "precision", "exclusive", "synthetic", "archive_damage"),
+    *("error", "patient", "split", "file", "width", "height", "dataset", "shard", "labels"),
+    *("sha256", "pixel_sha256"),
+    *("", "unnamed: 0", "__index_level_0__"),  # row numbers, as pandas writes them
+    *META_COLUMNS,
+}
 
 
 @dataclass(frozen=True)
@@ -35,20 +51,44 @@ class Table:
         those that are no label: a label is what its column says."""
         return next((one for one in self.columns if one.lower() == name.lower()), None)
 
-    def texts(self, name: str) -> list[str | None] | None:
-        """The column of this name in any case as text, None where it is empty; None when there is
-        no such column."""
+    def label_names(self, classes: Collection[str] = ()) -> list[str]:
+        """The columns that are labels; classes: those that are, whatever they are called. UserError
+        when there is none."""
+        names = [name for name in self.columns if name in classes or name.lower() not in _NO_LABEL]
+        if not names:
+            raise UserError(
+                f"{self.path} has no column for a label; it has: {', '.join(self.columns)}"
+            )
+        return names
+
+    def texts(self, name: str, empty: Sequence[str] = _EMPTY) -> list[str | None] | None:
+        """The column of this name in any case as text, None where it is empty or one of the words
+        for that; None when there is no such column."""
         column = self.named(name)
         if column is None:
             return None
-        return [None if _is_empty(value) else str(value) for value in self.columns[column]]
+        return [None if _is_empty(value, empty) else str(value) for value in self.columns[column]]
 
-    def keys(self) -> list[str]:
-        """The `key` column. UserError when a row has none."""
-        keys = self.texts(KEY) or []
-        if None in keys:
-            raise UserError(f"{self.path}: row {keys.index(None) + 1} has no {KEY}")
-        return [key for key in keys if key is not None]
+    def names(self, name: str) -> list[str | None] | None:
+        """As `texts`, of names: whatever text there is, `none` and `NA` too."""
+        return self.texts(name, _EMPTY_NAME)
+
+    def keys(self, chosen: Sequence[bool] | None = None) -> list[str]:
+        """The `key` column, of the chosen rows. UserError when one has none, or one that is no
+        text."""
+        column = self.columns[self.named(KEY) or KEY]
+        found = list(
+            compress(enumerate(column, 1), [True] * self.rows if chosen is None else chosen)
+        )
+        for row, value in found:
+            if _is_empty(value, _EMPTY_NAME):
+                raise UserError(f"{self.path}: row {row} has no {KEY}")
+            if isinstance(value, bool) or not isinstance(value, (str, int)):
+                raise UserError(
+                    f"{self.path}: row {row} has the {KEY} {value!r} ({type(value).__name__}); "
+                    "allowed: text and whole numbers: write the column as text"
+                )
+        return [str(value) for _, value in found]
 
     def numbers(self, name: str) -> np.ndarray:
         """(rows,) float64, NaN where the column is empty. UserError for other text."""
@@ -71,8 +111,8 @@ class Table:
     def spread_classes(self) -> "Table":
         """A table whose column `label` names each row's class, as one with a column per class: 1 in
         the row's own, 0 in the others, nothing in a row without a class. Any other: itself."""
-        named = self.texts(CLASS)
-        if named is None or all(name is None or _is_number(name) for name in named):
+        named = self.texts(CLASS, _EMPTY_CLASS)
+        if named is None or all(_is_empty(name) or _is_number(str(name)) for name in named):
             return self
         classes = sorted({name for name in named if name is not None})
         repeated = [name for name in classes if name in self.columns]
@@ -108,25 +148,32 @@ def read_table(path: Path) -> Table:
         raise UserError(f"{path} ends in {suffix!r}; give a folder, a .csv or a .parquet file")
     table = Table(path, _read_csv(path) if suffix == ".csv" else _read_parquet(path))
     if table.named(KEY) is None:
-        raise UserError(f"{path} has no column {KEY!r}; it has: {', '.join(table.columns)}")
+        found = ", ".join(table.columns)
+        only = next(iter(table.columns)) if len(table.columns) == 1 else ""
+        hint = "; separate the columns by commas" if ";" in only or "\t" in only else ""
+        raise UserError(f"{path} has no column {KEY!r}; it has: {found}{hint}")
     return table
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = csv.reader(file)
+            header, *rows = (row for row in csv.reader(file) if row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
     except ValueError:
         raise UserError(f"{path} is empty; expected a header with the column {KEY!r}") from None
-    rows = [row for row in rows if row]
     header = [name.strip() for name in header]
     _refuse_repeats(path, header)
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise UserError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}")
-    return {name: [row[i].strip() for row in rows] for i, name in enumerate(header)}
+    return {name: [_cell(row[i]) for row in rows] for i, name in enumerate(header)}
+
+
+def _cell(text: str) -> str:
+    """Without spaces around it, and without the sign that it is no formula."""
+    return (text[1:] if text[:1] == "'" and text[1:2] in tuple(FORMULA_SIGNS) else text).strip()
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
@@ -135,7 +182,16 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a Parquet file that can be read ({error})") from error
     _refuse_repeats(path, table.column_names)
-    return {name: table.column(name).to_pylist() for name in table.column_names}
+    return {name: _values(table.column(name)) for name in table.column_names}
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Text also of a column of bytes, where they are text."""
+    values = column.to_pylist()
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+    except UnicodeDecodeError:
+        return values
 
 
 def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
@@ -152,10 +208,10 @@ def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
         taken[name.lower()] = name
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: Any, empty: Sequence[str] = _EMPTY) -> bool:
     if isinstance(value, float):  # Parquet keeps nothing and NaN apart
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and value.strip().lower() in _EMPTY)
+    return value is None or (isinstance(value, str) and value.strip().lower() in empty)
 
 
 def _is_number(text: str) -> bool:

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from serve.calibration import BINS, calibrate, fit_temperature, log_loss, reliability, scale
 from serve.judged import judge
 from serve.metrics import MeasureConfig, measure
+from serve.predictions import ScoredBy
 from shards.console import UserError
 
 
@@ -112,3 +113,20 @@ def test_unknown_truth_is_in_no_bin():
     assert told.bootstrap.classes[1].recall is None
     assert "B: no number, its truth is known of no image" in told.omitted
     assert found.top is None
+
+
+def test_a_temperature_is_of_the_model_that_is_judged():
+    case = joined(
+        [[1, 0], [0, 1], [1, 0], [0, 1]],
+        [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.1, 0.9]],
+        labels="AB",
+    )
+    other = replace(case, keys=tuple(f"other-{key}" for key in case.keys))
+    one, two = (ScoredBy("m.onnx", digit * 64, None, None) for digit in "12")
+    for known in ((None, None), (one, None), (one, one)):
+        sides = [replace(side, scored_by=by) for side, by in zip((case, other), known)]
+        assert measure(sides[0], validation=sides[1], config=MeasureConfig(replicates=0))
+    with pytest.raises(
+        UserError, match=r"another model \(m.onnx, .* 22222222\).*of the same model"
+    ):
+        measure(replace(case, scored_by=one), validation=replace(other, scored_by=two))

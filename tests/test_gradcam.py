@@ -15,8 +15,8 @@ from serve.explain.command import ExplainConfig, explain, load
 from serve.explain.gradcam import Cam, GradCam
 from serve.explain.overlay import colour, encode, overlay, strip
 from serve.explain.subjects import Where, from_files, parse_where
-from serve.predictions import read_label_table
 from serve.score_inputs import find_archives
+from serve.truth import read_label_table
 from shards.codec import decode_grey
 from shards.codec import encode as encode_grey
 from shards.console import RunFailed, UserError

@@ -14,16 +14,10 @@ from test_score import config, pictures
 from tiny_model import LABELS
 
 from serve.metrics import measure
-from serve.predictions import (
-    LabelTable,
-    PredictionTable,
-    ScoredBy,
-    join,
-    read_label_table,
-    read_predictions,
-)
+from serve.predictions import PredictionTable, ScoredBy, join, read_predictions
 from serve.score import score
 from serve.score_folder import ScoreFolder
+from serve.truth import LabelTable, read_label_table
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest
 from shards.reader import read_split

@@ -1,6 +1,5 @@
 """What comes out beside the rows, models of strangers, and requests that cannot be met."""
 
-import csv
 import ctypes
 import errno
 import re
@@ -44,24 +43,6 @@ def run_cli(monkeypatch, *arguments: object) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
-
-
-def test_the_csv_holds_the_same_rows(tmp_path):
-    members = pictures(7) | {'"quoted",\n.png': b"no image"}
-    path = write_tar(tmp_path / "a.tar", members)
-    score(config(tmp_path, path, csv=tmp_path / "rows.csv"))
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        found = list(csv.DictReader(file))
-    for row, expected in zip(found, rows(tmp_path / "out"), strict=True):
-        assert row["member"] == expected["member"]
-        assert row["error"] == (expected["error"] or "")
-        if expected["prob_Normal"] is not None:
-            assert float(row["prob_Normal"]) == pytest.approx(expected["prob_Normal"], abs=1e-6)
-    (tmp_path / "rows.csv").unlink()
-    assert score(config(tmp_path, path, csv=tmp_path / "rows.csv")).already_done
-    assert (tmp_path / "rows.csv").is_file()
-    with pytest.raises(UserError, match="no folder"):
-        score(config(tmp_path, path, csv=tmp_path / "none/rows.csv"))
 
 
 def test_the_summary_counts_and_the_sheet_shows_the_highest(tmp_path):
@@ -159,6 +140,8 @@ def test_a_model_without_metadata_is_used_as_said_and_says_so(tmp_path, capsys):
     [
         ({}, "no cxrstack"),
         ({"labels": "A,B,C"}, "--labels and --size go together"),
+        ({"normalise": "xrv"}, "--labels and --size go together"),
+        ({"outputs": "sigmoid"}, "--labels and --size go together"),
         ({"labels": "A,,C", "size": 16}, "different names"),
         ({"labels": "A,B", "size": 16}, "has 3 outputs, --labels names 2"),
         ({"labels": "A,B,C", "size": 0}, "allowed: 1 to"),
@@ -182,6 +165,35 @@ def test_a_model_of_ours_is_not_overruled(tmp_path):
     path = write_tar(tmp_path / "a.tar", pictures(1))
     with pytest.raises(UserError, match="says its labels and size itself"):
         score(config(tmp_path, path, labels="A,B,C", size=16))
+    for changes in (
+        {"labels": "A,B,C"},
+        {"size": 16},
+        {"normalise": "xrv"},
+        {"outputs": "softmax"},
+    ):
+        with pytest.raises(UserError, match="leave all out for one of python -m serve export"):
+            score(config(tmp_path, path, **changes))
+
+
+def test_a_model_of_one_channel_is_not_normalised_as_three(tmp_path):
+    model = foreign_model(tmp_path / "f.onnx", channels=1)
+    path = write_tar(tmp_path / "a.tar", pictures(1))
+    said = {"model": model, "labels": "A,B,C", "size": 16}
+    for normalise in (None, "imagenet"):
+        with pytest.raises(UserError, match=r"one channel.*say --normalise 0-1, xrv or none"):
+            score(config(tmp_path, path, **said, normalise=normalise))
+    assert score(config(tmp_path, path, **said, normalise="0-1")).scored == 1
+
+
+def test_of_several_outputs_it_is_said_which_is_taken(tmp_path, capsys):
+    model = onnx.load(foreign_model(tmp_path / "f.onnx", channels=3))
+    model.graph.output.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "f.onnx")
+    path = write_tar(tmp_path / "a.tar", pictures(1))
+    said = {"model": tmp_path / "f.onnx", "labels": "A,B,C", "size": 16, "outputs": "sigmoid"}
+    score(config(tmp_path, path, **said))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "its first output, y, not mean, as sigmoid" in told
 
 
 def work_of(tmp_path: Path, asked: ScoreConfig) -> Work:

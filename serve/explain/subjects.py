@@ -15,9 +15,10 @@ import numpy as np
 
 from serve.archives import Archive
 from serve.judged import calls
-from serve.predictions import join, read_label_table, read_predictions
+from serve.predictions import join, read_predictions
 from serve.score_folder import ScoreFolder
 from serve.score_inputs import find_archives
+from serve.truth import read_label_table
 from serve.units import archive_chunks
 from shards.console import UserError, warn
 from shards.labels import NO, YES
