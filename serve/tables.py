@@ -19,7 +19,7 @@ KEY = "key"
 CLASS = "label"
 _EMPTY = ("", "nan", "na", "null", "none")
 _EMPTY_NAME = ("",)  # none.png has the key none
-_EMPTY_CLASS = ("", "nan")  # a class may be called None or NA
+_EMPTY_CLASS = ("", "nan", "na", "null")  # as pandas, R and SQL write it; a class may be `None`
 # Before these a spreadsheet is told by ' that a cell is text, no formula; `serve score` writes it.
 FORMULA_SIGNS = "=+@\t\r-"  # the last one, or it would be a range in a regex
 
