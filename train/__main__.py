@@ -1,5 +1,10 @@
 """python -m train RECIPE --shards DIR --run DIR; list | show | preview | compare."""
 
+from train import preempted
+
+if __name__ == "__main__":
+    preempted.listen()  # before the imports below, which take seconds
+
 import json
 import os
 import re
