@@ -24,7 +24,7 @@ from rich.table import Table
 from shards import malloc
 from shards.console import RunFailed, UserError, run
 from shards.console import parse as parse_flags
-from train.compare import CompareCommand, compare
+from train.compare import CompareCommand, compare, stdout
 from train.config import TrainConfig, check_config, without_skipped
 from train.dist import World, is_lost_peer
 from train.loop import Trainer
@@ -183,10 +183,10 @@ def print_result(folder: Path, config: TrainConfig) -> None:
                 _percent(test["accuracy"]),
                 "-" if test["auroc_mean"] is None else f"{test['auroc_mean']:.3f}",
             )
-    console = Console()
-    console.print(table)
+    out = stdout()
+    out.print(table)
     data = "synthetic data" if any_synthetic(folder) else "research use only"
-    console.print(f"{folder} ({data}; not a medical device)", highlight=False)
+    out.print(f"{folder} ({data}; not a medical device)")
 
 
 def any_synthetic(folder: Path) -> bool:
