@@ -44,7 +44,8 @@ def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path, monkeypatch, c
     run = tmp_path / "run"
     with held(run), pytest.raises(UserError, match="another training is at work in"), held(run):
         pass
-    with held(run):  # what one left that was killed before it wrote its settings
+    (run / "settings.json.tmp").write_text('{"rec')
+    with held(run):  # what one left that was killed before its settings were written
         write_settings(run, demo(), tmp_path, synthetic=True)
 
     def unknown(*_: object) -> None:
