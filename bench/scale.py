@@ -116,6 +116,7 @@ def _work(settings: dict[str, Any], batch: int, quick: bool) -> None:
         seconds.append(time.perf_counter() - began)
     if world.is_first:
         print(count / median(seconds[2:]), flush=True)
+    world.close()  # while Python is there: its own end would meet gloo's threads at work
 
 
 if __name__ == "__main__":
