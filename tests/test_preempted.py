@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from train import __main__ as command
+
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "stopped before it began; give the same command again\n"
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -46,3 +48,14 @@ def test_a_training_that_is_preempted_as_it_begins_exits_with_0(tiny_shards, tmp
     status, error = send([*words, *small], TERM, lambda _: (tmp_path / "run" / ".lock").exists())
     assert status == 0
     assert error.splitlines()[-1].startswith("stopped")
+
+
+def test_a_training_that_has_ended_is_not_killed_on_its_way_out(monkeypatch):
+    before, words = signal.getsignal(TERM), ["train", "demo", "--shards", "a", "--run", "b"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(command, "train", lambda _: None)
+    try:
+        command.main()
+        assert signal.getsignal(TERM) is signal.SIG_IGN
+    finally:
+        signal.signal(TERM, before)

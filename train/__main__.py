@@ -239,7 +239,10 @@ def main() -> None:
             raise UserError(f"preview takes one recipe first; there are: {', '.join(RECIPES)}")
         preview(parse(arguments[1], arguments[2:], PreviewCommand, "preview "))
     else:
-        train(parse(arguments[0], arguments[1:], TrainCommand))
+        try:
+            train(parse(arguments[0], arguments[1:], TrainCommand))
+        finally:  # what there was to save is saved, but Python's own end, a second, would die of it
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
