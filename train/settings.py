@@ -30,6 +30,7 @@ _PACKAGES = ("cxrstack", "torchvision", "timm", "numpy", "safetensors", "nvidia-
 _MAY_CHANGE = (
     "config.device",
     "config.input",
+    "config.start.weights_dir",
     "config.checkpoint_every_s",
     "config.keep_checkpoints",
     "config.auto_micro_batch",
