@@ -57,7 +57,8 @@ shards: setup ## NIH=DIR COVID=DIR OUT=DIR [ALLOW_MISSING=1]: raw data sets -> s
 	$(if $(COVID),$(PY) -m ingest covid-radiography --src "$(COVID)" --out "$(or $(OUT),$(SHARDS))" $(COVID_ARGS))
 	$(PY) -m shards verify "$(or $(OUT),$(SHARDS))"
 
-TRAIN = $(if $(filter 1,$(GPUS)),$(PY) -m train,.venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m -- train)
+# torchrun takes 1 thread too, and says so in four lines; on a CPU a training takes its share of the cores.
+TRAIN = $(if $(filter 1,$(GPUS)),$(PY) -m train,OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m -- train)
 train: setup ## RECIPE=network-c SHARDS=DIR RUN=DIR [GPUS=n] [ARGS="--size 224 ..."]
 	$(TRAIN) $(RECIPE) --shards "$(SHARDS)" --run "$(RUN)" $(ARGS)
 

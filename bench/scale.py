@@ -31,6 +31,7 @@ from train.store import Store
 
 _PROCESSES = 2
 _STEPS = 6  # of each run; the first two go unmeasured
+_LIMIT_S = 600  # of a run: one hangs where the processes cannot reach each other
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,14 @@ def _rate(processes: int, config: ScaleBench) -> float:
     worker = ["-m", "--", "bench.scale", settings, str(config.batch), str(int(config.quick))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(_threads())}
     command = [sys.executable, *torchrun, *worker]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=_LIMIT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunFailed(
+            f"{processes} processes did not end within {_LIMIT_S} s; take a smaller --batch"
+        ) from error
     if done.returncode:
         raise RunFailed(f"{processes} processes ended with {done.returncode}: {done.stderr[-500:]}")
     return float(done.stdout.splitlines()[-1])
@@ -116,6 +124,7 @@ def _work(settings: dict[str, Any], batch: int, quick: bool) -> None:
         seconds.append(time.perf_counter() - began)
     if world.is_first:
         print(count / median(seconds[2:]), flush=True)
+    world.close()  # while Python is there: its own end would meet gloo's threads at work
 
 
 if __name__ == "__main__":

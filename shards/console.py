@@ -60,8 +60,10 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's main and exit: 0 done, 1 failed, 2 wrong request, 130 Ctrl-C, 143 SIGTERM."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    """Run a command's main and exit: 0 done, 1 failed, 2 wrong request, 130 Ctrl-C, 143 SIGTERM
+    (unless the command has a handler of its own)."""
+    if not callable(signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         main()
     except UserError as error:

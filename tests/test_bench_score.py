@@ -17,7 +17,7 @@ from bench.score import ScoreBench, _info, settle
 from bench.score_gpu import from_shards, half_sides, joules_per_1000, measure_gpu, write_fp16
 from bench.score_sides import Settings, whole_way
 from serve.export import Scorer, to_onnx
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 from shards.labels import COVID
 
 
@@ -104,3 +104,19 @@ def test_from_shards_scores_them_often_enough(toy, tmp_path: Path):
     figures = measure_gpu({"a": Meter().side}, {"ours, fp16": Rates((10.0,))}, side, Meter(), 1)
     assert figures["percent_of_model"] > 0
     assert set(figures["joules_per_1000_images"]) == {"a"}
+
+
+def test_a_process_of_scale_leaves_its_group_before_it_ends(monkeypatch, capsys):
+    did: list[str] = []
+    monkeypatch.setattr(scale.World, "close", lambda world: did.append("close"))
+    monkeypatch.setattr(scale.World, "barrier", lambda world: did.append("wait"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    scale._work({"architecture": "densenet121", "size": 32}, batch=2, quick=True)
+    assert float(capsys.readouterr().out) > 0
+    assert (did[-1], did.count("close")) == ("close", 1)
+
+
+def test_processes_of_scale_that_hang_end_in_one_line(monkeypatch):
+    monkeypatch.setattr(scale, "_LIMIT_S", 0.01)
+    with pytest.raises(RunFailed, match=r"1 processes did not end within 0\.01 s; take a smaller"):
+        scale._rate(1, scale.ScaleBench(quick=True))

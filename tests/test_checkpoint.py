@@ -181,6 +181,32 @@ def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(folder):
     assert step_of(folder) == 2
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_one_that_is_damaged_later_takes_no_good_ones_place(folder, name, damage):
+    model, optim = make_network()
+    path = folder / "000004" / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    save(folder, model, optim, {"step": 4})
+    (folder / "000005" / "model.safetensors").write_bytes(b"half")
+    assert step_of(folder) == 2
+    for step in (5, 6):
+        save(folder, model, optim, {"step": step})
+    assert sorted(path.name for path in folder.iterdir()) == ["000006", "000007"]
+
+
+def test_one_whose_best_weights_are_damaged_later_takes_no_good_ones_place(folder):
+    model, optim = make_network()
+    best = ("best-1.safetensors", save_best(folder, "best-1.safetensors", model))
+    save(folder, model, optim, {"step": 4}, best)
+    (folder / "best-1.safetensors").write_bytes(b"half")
+    save(folder, model, optim, {"step": 5})
+    assert sorted(path.name for path in folder.glob("0*")) == ["000004", "000005", "000006"]
+
+
 def test_one_flipped_bit_is_noticed(folder, capsys):
     path = folder / "000004" / "model.safetensors"
     data = bytearray(path.read_bytes())

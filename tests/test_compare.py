@@ -130,6 +130,20 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     draw(phase_rows(make_run(tmp_path / "x", "x", (0.5,)), r"5$\new$"), tmp_path / "figure.png")
 
 
+def test_a_name_that_begins_with_an_underscore_stands_in_the_legend(runs, tmp_path, drawn):
+    draw([*phase_rows(runs[0], "_old"), *phase_rows(runs[1], "new")], tmp_path / "figure.png")
+    legend = drawn[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["_old", "new"]
+
+
+def test_a_name_in_brackets_is_printed_as_it_is(tmp_path, capsys):
+    folders = ("[a]", "[red]")
+    runs = tuple(make_run(tmp_path / name, "network-c", (0.5,)) for name in folders)
+    compare(CompareCommand(runs, tmp_path / "figure.png"))
+    printed = capsys.readouterr().out
+    assert all(f"│ {name} " in printed for name in folders)
+
+
 def test_of_a_running_training_a_damaged_checkpoint_is_passed_over(tmp_path, runs, capsys):
     newest = runs[1] / "checkpoints" / "000008"
     newest.mkdir()

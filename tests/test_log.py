@@ -29,7 +29,9 @@ def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path):
     (run / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"differing: config\.seed"):
         write_settings(run, replace(demo(), seed=8), tmp_path, synthetic=True)
-    elsewhere = replace(demo(), seed=7, input=InputConfig("torch", threads=1), device="cpu")
+    start = replace(demo().start, weights_dir=tmp_path)
+    elsewhere = replace(demo(), seed=7, input=InputConfig("torch", threads=1), start=start)
+    elsewhere = replace(elsewhere, device="cpu")
     write_settings(run, elsewhere, tmp_path / "moved", synthetic=True)
 
 
@@ -44,7 +46,8 @@ def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path, monkeypatch, c
     run = tmp_path / "run"
     with held(run), pytest.raises(UserError, match="another training is at work in"), held(run):
         pass
-    with held(run):  # what one left that was killed before it wrote its settings
+    (run / "settings.json.tmp").write_text('{"rec')
+    with held(run):  # what one left that was killed before its settings were written
         write_settings(run, demo(), tmp_path, synthetic=True)
 
     def unknown(*_: object) -> None:

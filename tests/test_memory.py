@@ -1,6 +1,5 @@
 """train.memory: where images are kept, decided by free memory alone."""
 
-import mmap
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from shards.console import UserError
 from train import memory
-from train.memory import Memory, choose_place, describe_place, free_memory, resident_bytes
+from train.memory import Memory, choose_place, describe_place, free_memory
 
 BYTES = st.integers(0, 10**13)
 MEMORIES = st.builds(Memory, BYTES, st.none() | BYTES)
@@ -111,12 +110,3 @@ def test_a_gpus_free_memory_is_asked_by_its_uuid(monkeypatch):
     monkeypatch.setattr(nvml, "NVMLError", ZeroDivisionError)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (11, 12))
     assert free_memory(torch.device("cuda:1")).device == 11
-
-
-def test_resident_bytes_grow_with_what_is_used():
-    # Pages of its own: malloc may hand out again what other tests left resident.
-    before = resident_bytes()
-    with mmap.mmap(-1, 50_000_000) as block:
-        for page in range(0, len(block), mmap.PAGESIZE):
-            block[page] = 1
-        assert resident_bytes() - before > 40_000_000

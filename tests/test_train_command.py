@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,28 @@ def test_a_shard_cut_short_is_named(fail_with, tiny_shards, tmp_path):
     line = fail_with(*arguments(tmp_path / "shards", tmp_path / "run"))
     assert f"{path} has {path.stat().st_size} bytes, expected" in line
     assert "ingest again" in line
+
+
+@pytest.mark.parametrize(
+    ("missing", "has", "way"),
+    [
+        ({"val"}, "no split val, only test, train; ", " --keep-test --fractions 0.7 0.1 0.2"),
+        ({"val", "test"}, "no split val and no test, only train; ", " --fractions 0.7 0.1 0.2"),
+    ],
+)
+def test_a_missing_split_is_named_with_the_way_to_make_it(
+    fail_with, tiny_shards, tmp_path, missing, has, way
+):
+    folder = tmp_path / "shards" / COVID
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    whole = load_manifest(folder)
+    kept = {name: counts for name, counts in whole.splits.items() if name not in missing}
+    shards = tuple(shard for shard in whole.shards if shard.split in kept)
+    cut = replace(whole, splits=kept, shards=shards)
+    (folder / "manifest.json").write_bytes(cut.to_json())
+    line = fail_with(*arguments(tmp_path / "shards", tmp_path / "run"))
+    assert f"data set {COVID} has {has}" in line
+    assert line.endswith(f": python -m ingest resplit {folder}{way}")
 
 
 @pytest.fixture

@@ -1,5 +1,10 @@
 """python -m train RECIPE --shards DIR --run DIR; list | show | preview | compare."""
 
+from train import preempted
+
+if __name__ == "__main__":
+    preempted.listen()  # before the imports below, which take seconds
+
 import json
 import os
 import re
@@ -19,7 +24,7 @@ from rich.table import Table
 from shards import malloc
 from shards.console import RunFailed, UserError, run
 from shards.console import parse as parse_flags
-from train.compare import CompareCommand, compare
+from train.compare import CompareCommand, compare, stdout
 from train.config import TrainConfig, check_config, without_skipped
 from train.dist import World, is_lost_peer
 from train.loop import Trainer
@@ -178,10 +183,10 @@ def print_result(folder: Path, config: TrainConfig) -> None:
                 _percent(test["accuracy"]),
                 "-" if test["auroc_mean"] is None else f"{test['auroc_mean']:.3f}",
             )
-    console = Console()
-    console.print(table)
+    out = stdout()
+    out.print(table)
     data = "synthetic data" if any_synthetic(folder) else "research use only"
-    console.print(f"{folder} ({data}; not a medical device)", highlight=False)
+    out.print(f"{folder} ({data}; not a medical device)")
 
 
 def any_synthetic(folder: Path) -> bool:
@@ -234,7 +239,10 @@ def main() -> None:
             raise UserError(f"preview takes one recipe first; there are: {', '.join(RECIPES)}")
         preview(parse(arguments[1], arguments[2:], PreviewCommand, "preview "))
     else:
-        train(parse(arguments[0], arguments[1:], TrainCommand))
+        try:
+            train(parse(arguments[0], arguments[1:], TrainCommand))
+        finally:  # what there was to save is saved, but Python's own end, a second, would die of it
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -89,9 +89,9 @@ def weights_of(model: nn.Module) -> Tensors:
 def save_checkpoint(
     folder: Path, content: Checkpoint, keep: int, passed: Set[int] = frozenset()
 ) -> None:
-    """Write the next numbered checkpoint; remove all but the last `keep`, and the best weights of
-    which none of those speaks. passed: numbers that the run passed over when it went on, damaged
-    ones; they are none of those kept and go too."""
+    """Write the next numbered checkpoint; remove those before the last `keep`, and the best weights
+    of which none that stays speaks. One that is seen to be damaged does not count. passed: numbers
+    that the run passed over when it went on, damaged ones; they go too."""
     temporary = _fresh(folder)
     number = max(numbers_of(folder), default=0) + 1
     for name, tensors in (("model", content.weights), ("optim", content.optim)):
@@ -159,11 +159,10 @@ def latest_checkpoint(folder: Path, last: int | None = None) -> Checkpoint | Non
 
 
 def _read(path: Path) -> Checkpoint:
-    state = json.loads((path / "state.json").read_bytes())
-    check = state.pop("check")
-    if check != _check(state):
-        raise ValueError("state.json is not as it was written")
-    hashes, best, best_sha256 = (state.pop(k) for k in ("sha256", "best_file", "best_sha256"))
+    state = _state_of(path)
+    check, hashes, best, best_sha256 = (
+        state.pop(key) for key in ("check", "sha256", "best_file", "best_sha256")
+    )
     for name, digest in hashes.items():
         _compare(path / name, digest)
     if best:
@@ -185,26 +184,48 @@ def _read(path: Path) -> Checkpoint:
     )
 
 
+def _state_of(path: Path) -> dict[str, Any]:
+    """A checkpoint's state.json. ValueError where it has changed."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+    if state["check"] != _check({key: state[key] for key in state if key != "check"}):
+        raise ValueError("state.json is not as it was written")
+    return state
+
+
 def _compare(path: Path, digest: str) -> None:
     if sha256_of(path) != digest:
         raise ValueError(f"the SHA-256 of {path.name} differs")
 
 
 def _prune(folder: Path, keep: int, passed: Set[int]) -> None:
-    numbers = numbers_of(folder)
-    kept = [number for number in numbers if number not in passed][-keep:]
-    for old in set(numbers).difference(kept):
-        shutil.rmtree(folder / f"{old:06d}")
-    spoken_of = set()
+    spoken_of = {
+        number: best
+        for number in numbers_of(folder)
+        if number not in passed and (best := _seen_whole(folder / f"{number:06d}")) is not None
+    }
+    first = min(sorted(spoken_of)[-keep:], default=0)
     for number in numbers_of(folder):
-        try:
-            state = json.loads((folder / f"{number:06d}" / "state.json").read_bytes())
-            spoken_of.add(state["best_file"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: latest_checkpoint passes it over
+        if number < first or number in passed:
+            shutil.rmtree(folder / f"{number:06d}")
+            spoken_of.pop(number, None)
     for path in folder.glob("best-*.safetensors"):
-        if path.name not in spoken_of:
+        if path.name not in spoken_of.values():
             path.unlink()
+
+
+def _seen_whole(path: Path) -> str | None:
+    """The best weights that a checkpoint speaks of; None where a file is missing, cut short or has
+    another beginning. No weights are read, which may be gigabytes: a changed bit is found later."""
+    try:
+        state = _state_of(path)
+        best: str = state["best_file"]
+        files = [path / name for name in state["sha256"]]
+        for file in [*files, path.parent / best] if best else files:
+            with safe_open(file, "pt"):
+                pass
+    except _DAMAGE:
+        return None
+    return best
 
 
 def _check(state: dict[str, Any]) -> str:

@@ -72,12 +72,18 @@ def compare(command: CompareCommand) -> None:
             f"nothing to compare: no phase{f' of stage {command.stage}' if command.stage else ''} "
             f"is finished in {', '.join(map(str, command.runs))}"
         )
-    console = Console(width=None if sys.stdout.isatty() else 150)  # a pipe would cut at 80
-    console.print(_table(rows))
+    out = stdout()
+    out.print(_table(rows))
     draw(plotted, command.out)
     synthetic = any(read_settings(run).get("synthetic") for run in command.runs)
     data = "synthetic data" if synthetic else "research use only"
-    console.print(f"{command.out} ({data}; not a medical device)", highlight=False)
+    out.print(f"{command.out} ({data}; not a medical device)")
+
+
+def stdout() -> Console:
+    """For tables: a pipe would cut them at 80 columns. A folder's name may look like markup."""
+    width = None if sys.stdout.isatty() else 150
+    return Console(width=width, highlight=False, markup=False)
 
 
 def run_names(runs: tuple[Path, ...]) -> dict[Path, str]:
@@ -185,7 +191,9 @@ def draw(rows: list[PhaseRow], path: Path) -> None:
         ylabel="test accuracy" if accuracy else "test AUROC, mean",
     )
     panel.grid(color="0.9")
-    panel.legend()
+    lines = panel.get_lines()
+    # Said one by one: left to itself, matplotlib takes a label that begins with _ for none.
+    panel.legend(lines, [str(line.get_label()) for line in lines])
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -13,7 +13,7 @@ from torch import nn
 
 from shards.console import RunFailed, UserError, progress, warn
 from shards.labels import Vocabulary
-from shards.manifest import check_shards, load_manifest, manifest_hash
+from shards.manifest import Manifest, check_shards, load_manifest, manifest_hash
 from shards.order import copy_order, epoch_order, steps_per_epoch
 from train.augment import NONE
 from train.checkpoint import Checkpoint, save_best
@@ -66,6 +66,7 @@ class Trainer:
         self.manifests = [load_manifest(shards / stage.dataset) for stage in config.stages]
         self.vocabularies = []
         for stage, manifest in zip(config.stages, self.manifests):
+            _check_splits(shards / stage.dataset, manifest)
             check_shards(shards / stage.dataset, manifest, SPLITS)
             self.vocabularies.append(vocabulary_of(stage, manifest))
             check_stage(config, stage, self.vocabularies[-1], world.size)
@@ -313,4 +314,16 @@ class Trainer:
             synthetic=manifest.synthetic,
             output=stage.output,
             head=self.config.head,
+        )
+
+
+def _check_splits(folder: Path, manifest: Manifest) -> None:
+    """UserError for a data set without one of the splits, which says how to make it."""
+    missing = [split for split in SPLITS if split not in manifest.splits]
+    if missing:
+        keep = "--keep-test " if "test" in manifest.splits else ""
+        raise UserError(
+            f"data set {manifest.dataset} has no split {' and no '.join(missing)}, only "
+            f"{', '.join(sorted(manifest.splits))}; a training needs all three, which this makes "
+            f"without decoding: python -m ingest resplit {folder} {keep}--fractions 0.7 0.1 0.2"
         )

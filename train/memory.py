@@ -97,11 +97,6 @@ def free_memory(device: torch.device) -> Memory:
     return Memory(_host_free(), _device_free(device) if device.type == "cuda" else None)
 
 
-def resident_bytes() -> int:
-    """The memory that this process has in use, files that it mapped included."""
-    return int(psutil.Process().memory_info().rss)
-
-
 def _device_free(device: torch.device) -> int:
     """NVML's number; where NVML is not there, the CUDA runtime's."""
     torch.cuda.empty_cache()  # what an earlier stage left there, both would call taken

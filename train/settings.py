@@ -22,13 +22,15 @@ from shards.writer import write_atomic
 from train.config import TrainConfig
 from train.runs import read_settings
 
-_LOCK = ".lock"
+_LOCK, _SETTINGS = ".lock", "settings.json"
+_BEGUN = {_LOCK, f"{_SETTINGS}.tmp"}  # what one leaves that is killed at its very first write
 _PACKAGES = ("cxrstack", "torchvision", "timm", "numpy", "safetensors", "nvidia-dali-cuda130")
 
 # What may change when a run goes on: where and how it computes, not what.
 _MAY_CHANGE = (
     "config.device",
     "config.input",
+    "config.start.weights_dir",
     "config.checkpoint_every_s",
     "config.keep_checkpoints",
     "config.auto_micro_batch",
@@ -77,8 +79,8 @@ def _make(run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--run {run} cannot be made ({error.strerror}); take another") from error
-    others = {path.name for path in run.iterdir()} - {_LOCK}
-    if others and "settings.json" not in others:
+    others = {path.name for path in run.iterdir()} - _BEGUN
+    if others and _SETTINGS not in others:
         raise UserError(f"{run} is not empty and holds no run; take another --run folder")
 
 
@@ -89,7 +91,7 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
     the old ones.
     """
     _make(run)
-    path = run / "settings.json"
+    path = run / _SETTINGS
     settings = {
         "recipe": config.recipe,
         "config": jsonable(asdict(config)),
