@@ -16,8 +16,7 @@ from tiny_model import write_model
 
 from serve import score_run
 from serve.score import score
-from serve.score_folder import ScoreFolder
-from serve.units import UNIT_INPUTS
+from serve.score_folder import UNIT_INPUTS, ScoreFolder
 from shards.codec import encode
 from shards.console import UserError
 
