@@ -190,7 +190,7 @@ class ScoreFolder:
     def write_unit(self, archive: int, unit: int, table: pa.Table) -> None:
         """Commit a unit's rows."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
+        pq.write_table(table, buffer, write_page_checksum=True)
         _commit(self._part(archive, unit), buffer.getvalue())
 
     def write_end(self, archive: int, end: ArchiveEnd) -> None:
@@ -275,9 +275,10 @@ class ScoreFolder:
             if most <= 0:
                 raise UserError(f"{path} is none of these scores; remove it")
             try:
-                with pq.ParquetFile(path) as file:
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
                     found, table = file.schema_arrow, file.read(columns)
-            except (pa.ArrowException, OSError) as error:
+                table.validate(full=True)  # that text is UTF-8
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 if getattr(error, "errno", None):  # of the disk, not of the file
                     raise
                 raise UserError(f"{path} is damaged ({error}); {self._again('it')}") from error
