@@ -158,14 +158,13 @@ class ScoreFolder:
         found, request = self.request(), json.loads(_json_bytes(request))  # tuples are lists there
         compared = {*found, *request} - {"inputs"} - free  # inputs: how the archives were named
         differing = sorted(k for k in compared if found.get(k) != request.get(k))
+        if differing == ["provider"] and found["provider"] != "auto":  # auto: of an earlier version
+            was, now = found["provider"], request["provider"]
+            raise UserError(
+                f"{self.path} holds scores of --provider {was}, now {now}, and those of two do not "
+                f"mix; go on with --provider {was}, or with --provider {now} into another --out"
+            )
         if differing:
-            if differing == ["provider"]:
-                was, now = found["provider"], request["provider"]
-                raise UserError(
-                    f"{self.path} holds scores of --provider {was}, now {now}, and those of two do "
-                    f"not mix; go on with --provider {was}, or with --provider {now} into another "
-                    "--out"
-                )
             first, *others = differing
             said = score_json.first_difference(found.get(first), request.get(first), first)
             also = f" (and also: {', '.join(others)})" if others else ""

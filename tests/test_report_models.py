@@ -21,6 +21,7 @@ from tiny_model import LABELS, model_info
 from serve.model_card import write_card
 from serve.predictions import ScoredBy
 from serve.report import ReportConfig, write_report
+from shards.console import UserError
 
 OWN, OTHER = "a" * 64, "b" * 64
 NUMBERS = "96.7 %"  # accuracy of the evaluation: 29 of 30
@@ -69,6 +70,16 @@ def test_of_its_own_weights_all_is_shown_without_a_word(run):
     assert "With the lungs black" in text
     for word in ("other weights", "which model it is of", "No model.json"):
         assert word not in text
+
+
+def test_damaged_scores_are_named(run):
+    everything(run, OWN)
+    write_weights(run, OWN)
+    write_json(run / "scores/scores.json", {"rows": 1, "weights_sha256": OWN})
+    with pytest.raises(
+        UserError, match=r"scores\.json is damaged \(scores lacks model\); delete it"
+    ):
+        text_of(run)
 
 
 def test_of_other_weights_nothing_is_shown_and_each_is_named(run):

@@ -288,6 +288,9 @@ def test_a_run_does_not_go_on_with_another_provider(tmp_path, monkeypatch):
     (asked.out / "scores.json").unlink()
     with pytest.raises(UserError, match=wanted):
         score(asked)
+    request.write_text(json.dumps(content | {"provider": "auto"}))  # what it found is not known
+    with pytest.raises(UserError, match='provider was "auto", now "cpu"; use another --out'):
+        score(asked)
 
 
 def test_a_kill_between_the_last_part_the_ends_and_the_summary(copy):
