@@ -21,8 +21,8 @@ from bench.memory import peak_mb
 from bench.result import Side
 from serve.archives import Archive
 from serve.decode import DecodePool, Task
-from serve.network import Network
-from serve.providers import GpuOptions, Provider, create_session, probabilities
+from serve.network import Network, open_sessions
+from serve.providers import GpuOptions, Provider, probabilities
 from serve.score import ScoreConfig, score
 from serve.units import archive_chunks
 from shards.console import RunFailed
@@ -52,8 +52,9 @@ def ours_alone(
 ) -> Side:
     """As serve score runs it: batches of its own size, on the CPU as many at a time as there are
     threads. images: (N, 1, S, S) uint8, prepared."""
-    session = create_session(path, provider, 1, gpu)
-    network = Network(session, str(path), threads=settings.workers)
+    sessions = open_sessions(path, provider, gpu)
+    network = Network(sessions, str(path), threads=settings.workers)
+    network.try_out()
     parts = [list(part[:, 0]) for part in _parts(images, network.batch)]
 
     def run() -> int:

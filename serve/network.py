@@ -2,12 +2,15 @@
 
 On the CPU each batch runs on one thread from its first layer to its last, and as many batches as
 there are threads run at a time: no thread waits for another after every layer, as the threads of
-one batch do, longest where decoders share the cores. On a GPU one batch of a fixed size runs
-at a time, through buffers that stay where they are in the GPU's memory.
+one batch do, longest where decoders share the cores. On a GPU two sessions take turns, so that one
+batch is prepared and copied while the other computes, each through buffers that stay where they are
+in the GPU's memory.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -16,20 +19,22 @@ import onnxruntime
 
 from serve.foreign import Foreign, as_probabilities, check_foreign, foreign_info, normalised
 from serve.model_info import INPUT_NAME, PROBABILITIES_NAME
-from serve.providers import provider_of, read_model_info
+from serve.providers import GpuOptions, Provider, create_session, provider_of, read_model_info
 from shards.console import RunFailed, UserError
 
 # On the CPU the activations of few images stay in the cache, and the memory of a thread is small: 4
 # images are as fast as 1 or 8 (DenseNet121 at 224), 16 lose a quarter.
 CPU_BATCH, GPU_BATCH = 4, 32
+GPU_SESSIONS = 2
 
 
 class Network:
-    """session: of a model of ours, or with `foreign` of any other; of one thread on the CPU."""
+    """sessions: of a model of ours, or with `foreign` of any other, of one thread on the CPU;
+    as `open_sessions` gives them."""
 
     def __init__(
         self,
-        session: onnxruntime.InferenceSession,
+        sessions: Sequence[onnxruntime.InferenceSession],
         model: str,
         batch: int | None = None,
         foreign: Foreign | None = None,
@@ -39,7 +44,7 @@ class Network:
     ) -> None:
         """model: its name in messages; batch: the most images of one call; threads: batches at a
         time, on the CPU. UserError when the model is not what is said of it."""
-        self.session, self.foreign = session, foreign
+        session, self.foreign = sessions[0], foreign
         self.provider = provider_of(session)
         only_batch = None
         if foreign is None:
@@ -56,30 +61,45 @@ class Network:
         on_gpu = self.provider != "cpu"
         self.fixed_batch = only_batch
         self.batch = batch or only_batch or (GPU_BATCH if on_gpu else CPU_BATCH)
-        self.at_a_time = 1 if on_gpu else threads
         self._padded = on_gpu or only_batch is not None
-        self._on_gpu = None
         if on_gpu:
             names, out = (self._input, self._output), (self.batch, len(self.info.labels))
             images = np.zeros((self.batch, *self._shape), self._dtype)
-            self._on_gpu = _OnGpu(session, names, images, out, device)
-        # Always the same thread for a GPU: a CUDA graph belongs to the thread that captured it.
-        self._threads = ThreadPoolExecutor(self.at_a_time, "network")
-        self._places = BoundedSemaphore(2 * self.at_a_time)
+            runs = [_OnGpu(each, names, images, out, device).run for each in sessions]
+            # Always the same thread for a session: a CUDA graph belongs to that which captured it.
+            self.lanes = [_Lane(run, 1) for run in runs]
+        else:
+            self.lanes = [_Lane(self._on_cpu(session), threads)]
+        self._turns = cycle(self.lanes)
 
     def submit(self, images: list[np.ndarray]) -> Future[np.ndarray]:
         """`score` while the caller goes on; waits while as many batches wait as run."""
         stacked = np.stack(images)[:, None]
-        self._places.acquire()
-        future = self._threads.submit(self._run, stacked)
-        future.add_done_callback(lambda _: self._places.release())
+        lane = next(self._turns)
+        lane.places.acquire()
+        future = lane.threads.submit(self._run, stacked, lane.compute)
+        future.add_done_callback(lambda _: lane.places.release())
         return future
 
     def score(self, images: list[np.ndarray]) -> np.ndarray:
         """At most `batch` images (S, S) uint8 -> (N, L) float32. RunFailed when it does not run."""
         return self.submit(images).result()
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def try_out(self) -> None:
+        """Score a black image in each session, one after the other: CUDA captures a graph while
+        nothing else runs, and the first to use TensorRT builds its engines, minutes long, which the
+        others load. RunFailed when the network does not run."""
+        for _ in self.lanes:
+            self.score([np.zeros((self.info.size, self.info.size), np.uint8)])
+
+    def _on_cpu(self, session: onnxruntime.InferenceSession) -> "_Compute":
+        def run(values: np.ndarray) -> np.ndarray:
+            (found,) = session.run([self._output], {self._input: values})
+            return np.asarray(found)
+
+        return run
+
+    def _run(self, images: np.ndarray, compute: "_Compute") -> np.ndarray:
         """(N, 1, S, S) uint8 -> (N, L) float32."""
         count = len(images)
         if self._padded:
@@ -88,10 +108,7 @@ class Network:
         values = np.broadcast_to(values, (len(values), *self._shape))  # of one channel three
         values = np.ascontiguousarray(values, self._dtype)
         try:
-            if self._on_gpu is not None:
-                found = self._on_gpu.run(values)
-            else:
-                (found,) = self.session.run([self._output], {self._input: values})
+            found = compute(values)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise RunFailed(f"the network does not run: {' '.join(str(error).split())}") from error
         wanted = (len(values), len(self.info.labels))
@@ -99,6 +116,18 @@ class Network:
             raise RunFailed(f"the network's output is {found.shape}, expected {wanted}")
         found = found[:count]
         return found if self.foreign is None else as_probabilities(found, self.foreign.outputs)
+
+
+_Compute = Callable[[np.ndarray], np.ndarray]  # the network's input -> its output
+
+
+class _Lane:
+    """Threads that compute, and the places of the batches that run or wait there."""
+
+    def __init__(self, compute: _Compute, threads: int) -> None:
+        self.compute = compute
+        self.threads = ThreadPoolExecutor(threads, "network")
+        self.places = BoundedSemaphore(2 * threads)
 
 
 class _OnGpu:
@@ -126,6 +155,18 @@ class _OnGpu:
         self.images.update_inplace(images)
         self.session.run_with_iobinding(self.binding)
         return np.asarray(self.scores.numpy())
+
+
+def open_sessions(
+    path: Path, provider: Provider, gpu: GpuOptions, count: int = GPU_SESSIONS
+) -> list[onnxruntime.InferenceSession]:
+    """One of one thread on the CPU, where all batches share it; so many on a GPU. UserError as
+    create_session has it."""
+    session = create_session(path, provider, 1, gpu)
+    if provider_of(session) == "cpu":
+        return [session]
+    same: Provider = "cuda" if provider == "auto" else provider
+    return [session, *(create_session(path, same, 1, gpu) for _ in range(count - 1))]
 
 
 def sha256_of(path: Path) -> str:

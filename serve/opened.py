@@ -3,11 +3,9 @@
 import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from serve.foreign import Foreign, foreign_of
-from serve.network import Network
-from serve.providers import GpuOptions, Provider, create_session
+from serve.network import GPU_SESSIONS, Network, open_sessions
+from serve.providers import GpuOptions, Provider
 from shards.console import RunFailed, warn
 
 if TYPE_CHECKING:
@@ -18,35 +16,32 @@ def open_network(config: "ScoreConfig", device: int = 0) -> Network:
     """The model of a request, on one GPU or the CPU."""
     provider = "cpu" if config.engine == "ray" else config.provider  # here only to look at it
     network = _open(config, provider, GpuOptions(device, config.fp16, graph=True))
-    if network.provider != "cuda":
+    if network.provider == "cpu":
         return network
     try:
-        try_out(network)
+        network.try_out()
     except RunFailed as error:
+        if network.provider != "cuda":
+            raise
         warn(f"{error}; going on without CUDA graphs")
         network = _open(config, provider, GpuOptions(device, config.fp16))
     else:
         return network
     if provider == "auto":  # cuDNN loads some of its libraries when it computes
         try:
-            try_out(network)
+            network.try_out()
         except RunFailed as error:
             warn(f"{error}; going on with the CPU, as --provider auto allows")
             network = _open(config, "cpu", GpuOptions())
     return network
 
 
-def try_out(network: Network) -> None:
-    """Score a black image. RunFailed when the network does not run."""
-    network.score([np.zeros((network.info.size, network.info.size), np.uint8)])
-
-
 def _open(config: "ScoreConfig", provider: Provider, gpu: GpuOptions) -> Network:
     threads = config.threads or len(os.sched_getaffinity(0))
-    session = create_session(config.model, provider, 1, gpu)
+    sessions = open_sessions(config.model, provider, gpu, config.threads or GPU_SESSIONS)
     said = foreign(config)
     return Network(
-        session, str(config.model), config.batch, said, threads=threads, device=gpu.device
+        sessions, str(config.model), config.batch, said, threads=threads, device=gpu.device
     )
 
 

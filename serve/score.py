@@ -26,7 +26,7 @@ from serve.foreign import Normalise, Outputs
 from serve.gpus import run_on_each, wanted_gpus
 from serve.model_info import ModelInfo
 from serve.network import Network, sha256_of
-from serve.opened import foreign, open_network, try_out
+from serve.opened import foreign, open_network
 from serve.providers import Provider
 from serve.score_csv import check_csv, write_csv
 from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
@@ -64,7 +64,8 @@ class ScoreConfig:
     workers: int | None = None
     """Decoding processes; by default one per core."""
     threads: int | None = None
-    """Passes at a time on the CPU, each on one thread; by default one per core."""
+    """Passes at a time: on the CPU by default one per core, each on one thread; on a GPU two, of
+    which one is copied there while the other is computed."""
     operating_point: PointName | None = None
     """Add a column call_<label>: at or above the threshold that the export chose on validation
     images, for 98 % sensitivity or Youden's index; null where a label has no threshold."""
@@ -173,10 +174,6 @@ def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: 
     if gpus == 1:
         run_here(work, network, workers)
     else:
-        if network.provider == "tensorrt":
-            try_out(
-                network
-            )  # builds the engines, which the processes else build each, minutes long
         each = max(1, workers // gpus)
         config = replace(config, provider=cast(Provider, network.provider))  # of all the same
         run_on_each(run_share, [(work, config, each, Share(i, gpus)) for i in range(gpus)])

@@ -15,9 +15,8 @@ from onnx import TensorProto, helper
 from tiny_model import LABELS, SIZE, weights, write_model
 
 from serve import opened
-from serve import score as score_command
 from serve.foreign import Foreign
-from serve.network import CPU_BATCH, GPU_BATCH, Network
+from serve.network import CPU_BATCH, GPU_BATCH, Network, open_sessions
 from serve.providers import GpuOptions, create_session
 from serve.score import ScoreConfig, open_network
 from serve.score_ray import run_on_ray
@@ -35,7 +34,7 @@ def expected(given: list[np.ndarray]) -> np.ndarray:
 
 def network(tmp_path: Path, **options) -> Network:
     path = write_model(tmp_path / "m.onnx")
-    return Network(create_session(path, "cpu", 1), str(path), **options)
+    return Network([create_session(path, "cpu", 1)], str(path), **options)
 
 
 def test_batches_at_a_time_give_each_its_own_scores(tmp_path):
@@ -67,7 +66,7 @@ class Waiting:
 
 def test_what_waits_is_bounded_by_what_runs(tmp_path):
     session = Waiting(create_session(write_model(tmp_path / "m.onnx"), "cpu", 1))
-    made = Network(session, "m.onnx", threads=2)
+    made = Network([session], "m.onnx", threads=2)
     given: list[int] = []
 
     def feed() -> None:
@@ -108,20 +107,19 @@ def save(graph: onnx.GraphProto, path: Path) -> Path:
 def test_a_model_of_one_batch_size_is_given_that_size(tmp_path):
     session = create_session(fixed_model(tmp_path / "f.onnx", 2), "cpu", 1)
     said = Foreign(("A", "B"), SIZE, "0-1", "probabilities")
-    made = Network(session, "f.onnx", foreign=said)
+    made = Network([session], "f.onnx", foreign=said)
     assert made.batch == 4
     given = images(3)
     means = np.stack(given).mean((1, 2)) / 255
     np.testing.assert_allclose(made.score(given), np.c_[means, means], atol=1e-5)
     with pytest.raises(UserError, match="takes batches of 4; leave out --batch"):
-        Network(session, "f.onnx", 8, said)
+        Network([session], "f.onnx", 8, said)
 
 
 def test_an_output_of_another_shape_fails_the_run(tmp_path, monkeypatch):
-    made = network(tmp_path)
-    session = Waiting(made.session)
+    session = Waiting(create_session(write_model(tmp_path / "m.onnx"), "cpu", 1))
     monkeypatch.setattr(session, "run", lambda *_: [np.zeros((2, 2), np.float32)], raising=False)
-    made.session = session
+    made = Network([session], "m.onnx")
     with pytest.raises(RunFailed, match=r"output is \(2, 2\), expected \(2, 3\)"):
         made.score(images(2))
 
@@ -133,7 +131,7 @@ def test_a_model_without_inputs_is_refused(tmp_path):
     path = save(helper.make_graph(nodes, "none", [], [y]), tmp_path / "f.onnx")
     session = create_session(path, "cpu", 1)
     with pytest.raises(UserError, match=r"expected one input .* found none"):
-        Network(session, "f.onnx", foreign=Foreign(("A", "B"), SIZE, "0-1", "probabilities"))
+        Network([session], "f.onnx", foreign=Foreign(("A", "B"), SIZE, "0-1", "probabilities"))
 
 
 class OnGpu:
@@ -198,19 +196,80 @@ class Value:
         return self.array.copy()
 
 
-def test_a_gpu_gets_whole_batches_in_the_same_place_from_one_thread(tmp_path, monkeypatch):
+def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[OnGpu], Network]:
     monkeypatch.setattr(onnxruntime, "OrtValue", Value)
-    session = OnGpu(create_session(write_model(tmp_path / "m.onnx"), "cpu", 1))
-    made = Network(session, "m.onnx", threads=8, device=3)
+    path = write_model(tmp_path / "m.onnx")
+    sessions = [OnGpu(create_session(path, "cpu", 1)) for _ in range(2)]
+    return sessions, Network(sessions, "m.onnx", threads=8, device=3)
+
+
+def test_a_gpu_gets_whole_batches_in_the_same_places_from_a_thread_each(tmp_path, monkeypatch):
+    sessions, made = on_gpu(tmp_path, monkeypatch)
     before = Value.made
     given = [images(n, seed=n) for n in (GPU_BATCH, 5, 1, GPU_BATCH)]
     found = [made.submit(part) for part in given]
     for part, scores in zip(given, found, strict=True):
         np.testing.assert_allclose(scores.result(), expected(part), atol=1e-5)
     assert made.batch == GPU_BATCH
-    assert (len(session.bindings), len(session.threads), Value.made - before) == (1, 1, 0)
+    assert [(len(s.bindings), len(s.threads)) for s in sessions] == [(1, 1), (1, 1)]
+    assert sessions[0].threads != sessions[1].threads
+    assert Value.made == before
     made.score(given[2])
-    assert not session.bindings[0].input.array[1:].any()
+    assert not sessions[0].bindings[0].input.array[1:].any()
+
+
+def test_a_batch_is_prepared_for_the_gpu_while_another_computes(tmp_path, monkeypatch):
+    sessions, made = on_gpu(tmp_path, monkeypatch)
+    meet = threading.Barrier(2, timeout=30)
+    for session in sessions:
+        monkeypatch.setattr(session.real, "run", _meeting(session.real.run, meet))
+    batches = [made.submit(images(1, seed=n)) for n in range(2)]  # hangs when in turns
+    assert all(batch.result().shape == (1, len(LABELS)) for batch in batches)
+
+
+def _meeting(run, meet):
+    def wait_for_the_other(*arguments):
+        meet.wait()
+        return run(*arguments)
+
+    return wait_for_the_other
+
+
+def test_sessions_are_tried_out_one_after_the_other(tmp_path, monkeypatch):
+    sessions, made = on_gpu(tmp_path, monkeypatch)
+    running = threading.Lock()
+    for session in sessions:
+        monkeypatch.setattr(session.real, "run", _alone(session.real.run, running))
+    made.try_out()
+    assert [len(session.threads) for session in sessions] == [1, 1]
+
+
+def _alone(run, running):
+    def nobody_else(*arguments):
+        assert running.acquire(blocking=False)
+        time.sleep(0.05)
+        try:
+            return run(*arguments)
+        finally:
+            running.release()
+
+    return nobody_else
+
+
+@pytest.mark.parametrize(("provider", "count"), [("cpu", 1), ("cuda", 2)])
+def test_a_gpu_has_two_sessions_and_the_cpu_one(monkeypatch, provider, count):
+    asked = []
+
+    def create(path, provider, threads, gpu):
+        asked.append((provider, threads, gpu))
+        return SimpleNamespace(get_providers=lambda: [f"{found.upper()}ExecutionProvider"])
+
+    found = provider
+    monkeypatch.setattr("serve.network.create_session", create)
+    gpu = GpuOptions(1, graph=True)
+    assert len(open_sessions(Path("m.onnx"), "auto", gpu)) == count
+    # What `auto` found for the first holds for the second.
+    assert asked == [("auto", 1, gpu), (provider, 1, gpu)][:count]
 
 
 @pytest.mark.parametrize("graph", [True, False])
@@ -237,20 +296,20 @@ ASKED = ScoreConfig(Path("m.onnx"), Path("out"), (Path("a.tar"),))
 
 class Opened:
     """Stands for `_open`: networks on a GPU that fail as often as said; `asked` notes provider and
-    graph of each, `scored` how many images each was given."""
+    graph of each."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
-        self.failures, self.asked, self.scored = failures, [], []
+        self.failures, self.asked, self.tried = failures, [], 0
         monkeypatch.setattr(opened, "_open", self)
 
     def __call__(self, config: ScoreConfig, provider: str, gpu: GpuOptions) -> SimpleNamespace:
         self.asked.append((provider, gpu.graph))
         name = "cuda" if provider == "auto" else provider
-        return SimpleNamespace(provider=name, info=SimpleNamespace(size=SIZE), score=self.score)
+        return SimpleNamespace(provider=name, try_out=self.try_out)
 
-    def score(self, images: list[np.ndarray]) -> None:
-        self.scored.append(len(images))
-        if len(self.scored) <= self.failures:
+    def try_out(self) -> None:
+        self.tried += 1
+        if self.tried <= self.failures:
             raise RunFailed("the network does not run: CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED")
 
 
@@ -261,6 +320,7 @@ class Opened:
         ("auto", 1, [("auto", False)]),
         ("auto", 2, [("auto", False), ("cpu", False)]),
         ("cuda", 2, [("cuda", False)]),  # asked for: its first batch ends the run
+        ("tensorrt", 0, []),
     ],
 )
 def test_auto_takes_the_cpu_aloud_where_cuda_starts_and_does_not_compute(
@@ -269,17 +329,17 @@ def test_auto_takes_the_cpu_aloud_where_cuda_starts_and_does_not_compute(
     gpu = Opened(monkeypatch, failures)
     found = open_network(replace(ASKED, provider=provider))
     assert gpu.asked == [(provider, True), *then]
-    assert found.provider == ("cpu" if ("cpu", False) in then else "cuda")
+    there = provider if provider == "tensorrt" else "cuda"
+    assert found.provider == ("cpu" if ("cpu", False) in then else there)
+    assert gpu.tried
     assert capsys.readouterr().err.count("CUDNN_STATUS") == len(then)
 
 
-@pytest.mark.parametrize(("provider", "built"), [("tensorrt", [1]), ("cuda", [])])
-def test_engines_are_built_once_before_the_processes_begin(monkeypatch, provider, built):
-    gpu, begun = Opened(monkeypatch, 0), []
-    monkeypatch.setattr(score_command, "run_on_each", lambda *_: begun.append(gpu.scored[:]))
-    network = gpu(ASKED, provider, GpuOptions())
-    score_command._run(replace(ASKED, provider=provider), None, network, 4, 2)
-    assert begun == [built]
+def test_tensorrt_that_does_not_compute_ends_the_run(monkeypatch):
+    gpu = Opened(monkeypatch, 1)
+    with pytest.raises(RunFailed, match="CUDNN_STATUS"):
+        open_network(replace(ASKED, provider="tensorrt"))
+    assert gpu.asked == [("tensorrt", True)]
 
 
 def test_a_ray_worker_keeps_its_gpu_and_model_from_batch_to_batch(monkeypatch):

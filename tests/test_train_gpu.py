@@ -83,7 +83,9 @@ def test_stopped_it_goes_on_to_the_same_weights(tiny_shards, tmp_path, monkeypat
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Stepper, "update", stopping)
-    trained(tiny_shards, tmp_path / "cut", DEVICE, config)
+    with pytest.raises(SystemExit) as ended:
+        trained(tiny_shards, tmp_path / "cut", DEVICE, config)
+    assert ended.value.code == 0
     assert not (tmp_path / "cut" / "covid" / "model.safetensors").exists()
     (state,) = (tmp_path / "cut" / "checkpoints").glob("[0-9]*/state.json")
     assert json.loads(state.read_bytes())["position"]["step"] == 3

@@ -65,8 +65,11 @@ def play(part: str, shards: Path, folder: Path) -> subprocess.CompletedProcess[s
     return done
 
 
-def tiny_densenet(weights: None = None, num_classes: int = 3) -> torchvision.models.DenseNet:
-    return torchvision.models.DenseNet(4, (1, 1, 1, 1), 8, drop_rate=0.2, num_classes=num_classes)
+def tiny_densenet(
+    weights: None = None, num_classes: int = 3, drop_rate: float = 0.2
+) -> torchvision.models.DenseNet:
+    options = {"drop_rate": drop_rate, "num_classes": num_classes}
+    return torchvision.models.DenseNet(4, (1, 1, 1, 1), 8, **options)
 
 
 def slow_down(seconds: float) -> None:
