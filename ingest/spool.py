@@ -7,7 +7,6 @@ and atomically: a chunk is there as a whole or not at all. Entries of rejected i
 without bytes.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 from ingest.encode import Encoded, Rejected
 from shards.console import RunFailed, UserError, warn
+from shards.lock import hold
 from shards.writer import write_atomic
 
 FOLDER_NAME = ".spool"
@@ -179,13 +179,11 @@ class Spool:
 def lock(folder: Path) -> Any:
     """An open file that holds the folder until it is closed. UserError when another run does."""
     file = (folder / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not hold(file):
         file.close()
         raise UserError(
             f"another ingest is writing to {folder.parent}; wait for it, or name another --out"
-        ) from None
+        )
     return file
 
 

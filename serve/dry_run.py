@@ -11,7 +11,7 @@ from serve.archives import LINKED_FOLDERS, Archive, identify
 from serve.decode import DecodePool, Task
 from serve.entries import ArchiveDamaged, BadMember, is_input
 from serve.network import Network
-from shards.console import progress
+from shards.console import one_line, progress
 from shards.remote import is_remote
 from shards.tars import members, open_tar
 
@@ -39,7 +39,7 @@ class DryRun:
         return [
             f"{self.archives} archives, {self.inputs} inputs, {size}",
             f"expected time: {time_left}",
-            *(f"damaged: {text}" for text in self.damaged),
+            *(f"damaged: {one_line(text)}" for text in self.damaged),
             *said_of_links(self.linked_folders),
         ]
 
@@ -60,9 +60,7 @@ def dry_run(archives: list[Archive], network: Network, workers: int, limit: int 
     with progress("counting", None) as advance:
         for archive in archives:
             try:
-                for _ in archive.entries():
-                    if inputs == limit:
-                        break
+                for _ in islice(archive.entries(), None if limit is None else limit - inputs):
                     inputs += 1
                     advance()
             except ArchiveDamaged as error:

@@ -92,6 +92,7 @@ def from_metadata(entries: Mapping[str, str], model: str) -> ModelInfo:
         raise UserError(f"{model} lacks the metadata {', '.join(missing)}; export the run again")
     try:
         raw = {name: json.loads(entries[PREFIX + name]) for name in given}
+        json.dumps(raw, ensure_ascii=False).encode()  # text that is none: half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise UserError(f"{model} has damaged metadata ({error}); export the run again") from error
     problem = _problem(raw)

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from serve.model_info import INPUT_NAME, PROBABILITIES_NAME, ModelInfo, from_metadata
-from shards.console import UserError, warn
+from shards.console import RunFailed, UserError, warn
 from shards.user_cache import user_cache
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -90,8 +90,15 @@ def read_model_info(session: onnxruntime.InferenceSession, model: str) -> ModelI
 
 
 def probabilities(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """images: (N, 1, S, S) uint8 -> (N, L) float32."""
-    (found,) = session.run([PROBABILITIES_NAME], {INPUT_NAME: images})
+    """images: (N, 1, S, S) uint8 -> (N, L) float32. RunFailed when it does not run."""
+    try:
+        (found,) = session.run([PROBABILITIES_NAME], {INPUT_NAME: images})
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        provider = provider_of(session)
+        way_out = "" if provider == "cpu" else "; CUDA_VISIBLE_DEVICES= hides the GPU"
+        raise RunFailed(
+            f"the network does not run on {provider}: {_reason(error)}{way_out}"
+        ) from error
     return np.asarray(found, np.float32)
 
 

@@ -17,6 +17,7 @@ from serve.metrics import FORMAT_VERSION
 from serve.predictions import join, read_predictions
 from serve.report_charts import chart_data
 from serve.report_models import OwnModels, Part, own_models, part_of
+from serve.score_folder import ScoreFolder
 from serve.truth import read_label_table
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest, manifest_hash
@@ -92,7 +93,7 @@ def _parts(folders: Folders, own: OwnModels) -> dict[str, Part]:
     metrics = _versioned(evaluation, FORMAT_VERSION)
     return {
         "metrics": part_of(evaluation, metrics, own, "evaluation"),
-        "scoring": part_of(scores, read_json(scores), own),
+        "scoring": part_of(scores, ScoreFolder(folders.scores).summary(), own),
         **{n: part_of(path, _versioned(path, _JSON_VERSION), own) for n, path in named.items()},
     }
 

@@ -12,9 +12,9 @@ Run: python -m serve score --model MODEL.onnx --out DIR ARCHIVE...
 import os
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
@@ -29,11 +29,10 @@ from serve.network import Network, sha256_of
 from serve.opened import foreign, open_network
 from serve.providers import Provider
 from serve.score_csv import check_csv, write_csv
-from serve.score_folder import Columns, ScoreFolder
+from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
 from serve.score_inputs import LIST_SIGN, find_archives, list_of
 from serve.score_run import Share, Work, run_here
 from serve.thresholds import PointName, pick
-from serve.units import UNIT_INPUTS
 from shards.console import RunFailed, UserError
 from shards.remote import is_remote
 
@@ -51,7 +50,8 @@ class ScoreConfig:
     globs in quotation marks; @FILE, a list with one path per line; URLs (s3://, https://). Each
     image once; folders of scores are left out."""
     provider: Provider = "auto"
-    """Where the network runs; auto: on a GPU where CUDA works, else on the CPU."""
+    """Where the network runs; auto: on a GPU where CUDA works, else on the CPU. A run that goes
+    on keeps the one it began with."""
     gpus: int | None = None
     """So many GPUs, with a process for each; by default all of this machine."""
     fp16: bool = False
@@ -128,10 +128,11 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
     points = pick(info.thresholds, config.operating_point, info.labels, str(config.model))
     folder = ScoreFolder(config.out)
     with folder.locked():
-        request = _request(config, archives, info, model_sha256)
-        folder.begin(request)
+        request = _request(config, archives, network, model_sha256)
         done = folder.summary()
         already_done, scored = done is not None, 0
+        # Where nothing is left to score, it does not matter what auto finds.
+        folder.begin(request, free={"provider"} if done and config.provider == "auto" else set())
         if done is None:
             version = info.preprocessing_version
             columns = Columns(info.labels, info.exclusive, model_sha256, version, points)
@@ -139,16 +140,32 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
             work = Work(
                 archives, archive_names(archives), asked, folder, columns, config.limit, kept
             )
-            before, began = _count(folder, archives), time.perf_counter()
-            _run(config, work, network, workers, gpus)
-            scored, seconds = _count(folder, archives) - before, time.perf_counter() - began
-            done = _summarise(config, work, request, network, scored, seconds)
-            folder.write_summary(done)
+            done, scored = _score_rest(config, work, network, workers, gpus)
+        else:
+            folder.check_complete([archive["rows"] for archive in done["archives"]])
         if config.csv is not None:
             write_csv(folder, done, config.csv)
         summary = _summary(config.out, done, scored, already_done=already_done)
     _fail_on_damage(done)
     return summary
+
+
+def _score_rest(
+    config: ScoreConfig, work: Work, network: Network, workers: int, gpus: int
+) -> tuple[dict[str, Any], int]:
+    """Score what is not committed yet: the content of scores.json, and how many were scored."""
+    before = _counts(work)
+    work = replace(work, committed=sum(rows for rows, _ in before))
+    began = time.perf_counter()
+    _run(config, work, network, workers, gpus)
+    seconds = time.perf_counter() - began
+    counts = _counts(work)
+    scored = sum(rows - errors for rows, errors in counts)
+    scored -= sum(rows - errors for rows, errors in before)
+    done = _summarise(config, work, network, counts)
+    done |= {"seconds": round(seconds, 3), "img_s": round(scored / max(seconds, 1e-9), 2)}
+    work.folder.write_summary(done)
+    return done, scored
 
 
 def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: int) -> None:
@@ -161,6 +178,7 @@ def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: 
         run_here(work, network, workers)
     else:
         each = max(1, workers // gpus)
+        config = replace(config, provider=cast(Provider, network.provider))  # of all the same
         run_on_each(run_share, [(work, config, each, Share(i, gpus)) for i in range(gpus)])
 
 
@@ -169,10 +187,10 @@ def run_share(work: Work, config: ScoreConfig, workers: int, share: Share) -> No
     run_here(work, open_network(config, share.index), workers, share)
 
 
-def _count(folder: ScoreFolder, archives: list[Archive]) -> int:
-    """Rows with scores."""
-    counts = [folder.count(index) for index in range(len(archives))]
-    return sum(rows - errors for rows, errors in counts)
+def _counts(work: Work) -> list[tuple[int, int]]:
+    """(rows, rows with an error) that are committed of each archive."""
+    ends = [work.folder.end_of(index) for index in range(len(work.archives))]
+    return work.folder.counts(ends, work.columns.schema)
 
 
 def _check(config: ScoreConfig) -> None:
@@ -208,16 +226,16 @@ def _check_apart(config: ScoreConfig, archives: list[Archive]) -> None:
 
 
 def _request(
-    config: ScoreConfig, archives: list[Archive], info: ModelInfo, model_sha256: str
+    config: ScoreConfig, archives: list[Archive], network: Network, model_sha256: str
 ) -> dict[str, Any]:
     """What decides the rows. Workers and threads do not, so a rerun may change them. `inputs` is
     for those who look for an image later."""
-    said = foreign(config)
+    said, info = foreign(config), network.info
     return {
         "model_sha256": model_sha256,
         "labels": list(info.labels),
         "preprocessing_version": info.preprocessing_version,
-        "provider": config.provider,
+        "provider": _provider_used(config, network),
         "fp16": config.fp16,
         "batch": config.batch,
         "unit_inputs": UNIT_INPUTS,
@@ -246,20 +264,15 @@ def archive_names(archives: list[Archive]) -> list[str]:
 
 
 def _summarise(
-    config: ScoreConfig,
-    work: Work,
-    request: dict[str, Any],
-    network: Network,
-    scored: int,
-    seconds: float,
+    config: ScoreConfig, work: Work, network: Network, counts: list[tuple[int, int]]
 ) -> dict[str, Any]:
-    """The content of scores.json, counted from what is committed.
+    """The content of scores.json but for the time, counted from what is committed.
 
     RunFailed when a row is missing.
     """
-    archives = []
-    for index, (name, identity) in enumerate(zip(work.names, request["archives"])):
-        rows, errors = work.folder.count(index)
+    archives: list[dict[str, Any]] = []
+    for index, (rows, errors) in enumerate(counts):
+        name, identity = work.names[index], work.identities[index]
         end = work.folder.end_of(index)
         if end is None or end.inputs != rows:
             raise RunFailed(
@@ -267,14 +280,14 @@ def _summarise(
             )
         members = end.inputs - end.rests
         entry = {"name": name, "bytes": identity["bytes"], "sha256": identity["sha256"]}
-        counts = {"members": members, "rows": rows, "errors": errors, "skipped": end.skipped}
-        archives.append({**entry, **counts, "damage": end.damage})
+        said = {"members": members, "rows": rows, "errors": errors, "skipped": end.skipped}
+        archives.append({**entry, **said, "damage": end.damage})
     total = sum(archive["rows"] for archive in archives)
     if total == 0:
         raise UserError(f"no image in {', '.join(work.names)}")
     return {
         "model": config.model.name,
-        "model_sha256": request["model_sha256"],
+        "model_sha256": work.columns.model_sha256,
         # None of a stranger's model, which does not say.
         "weights_sha256": network.info.weights_sha256 or None,
         "precision": _precision_used(config, network.info),
@@ -287,8 +300,6 @@ def _summarise(
         "errors": sum(archive["errors"] for archive in archives),
         "operating_point": config.operating_point,
         "limit": config.limit,
-        "seconds": round(seconds, 3),
-        "img_s": round(scored / max(seconds, 1e-9), 2),
         "provider": _provider_used(config, network),
         "synthetic": network.info.synthetic,
     }

@@ -6,13 +6,13 @@ with a quotation mark (').
 """
 
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.csv as pc
-import pyarrow.parquet as pq
 
 from serve.score_folder import ScoreFolder
 from serve.tables import FORMULA_SIGNS
@@ -58,13 +58,14 @@ def _may_be_replaced(path: Path) -> bool:
 
 def write_csv(folder: ScoreFolder, summary: dict[str, Any], path: Path) -> None:
     """All rows in their order, part by part; the file appears by renaming. summary: the content of
-    scores.json."""
+    scores.json. UserError when a part is missing or damaged."""
     temporary = path.with_name(f".{path.name}.tmp")  # hidden: no input of the next run
-    parts = folder.part_paths()
+    tables = (_as_told(table, summary) for _, table in folder.tables())
+    first = next(tables)
     with temporary.open("wb") as file:
-        with pc.CSVWriter(file, _as_told(pq.read_table(parts[0]), summary).schema) as writer:
-            for part in parts:
-                writer.write_table(_as_told(pq.read_table(part), summary))
+        with pc.CSVWriter(file, first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

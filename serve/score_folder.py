@@ -2,14 +2,15 @@
 
 `request.json` is written first and pins the request; `parts/part-<archive>-<unit>.parquet` hold the
 rows; `ends/archive-<archive>.json` says that an archive was read to its end; `scores.json` is
-written last. Every file appears by renaming, so what is there is whole.
+written last. Every file appears by renaming, so what is there is whole; what became of it since is
+checked wherever it is read.
 """
 
-import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,15 +20,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve import score_json
 from serve.thresholds import OperatingPoint, call
 from shards.console import UserError
+from shards.lock import hold
 from shards.writer import write_atomic
 
 REQUEST_FILE, SUMMARY_FILE, PARTS_FOLDER = "request.json", "scores.json", "parts"
 ENDS_FOLDER = "ends"
 MARKS = frozenset((REQUEST_FILE, PARTS_FOLDER, ENDS_FOLDER))  # of a folder of scores, done or not
+UNIT_INPUTS = 512  # rows of a part, but for the last of an archive
 PROBABILITY_PREFIX = "prob_"
 CALL_PREFIX = "call_"
+_PART = re.compile(r"part-(\d{5,})-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -67,21 +72,7 @@ class Columns:
 
     @property
     def schema(self) -> pa.Schema:
-        probabilities = [(PROBABILITY_PREFIX + label, pa.float32()) for label in self.labels]
-        called = () if self.points is None else self.labels
-        return pa.schema(
-            [
-                ("archive", pa.string()),
-                ("member", pa.string()),
-                ("key", pa.string()),
-                *probabilities,
-                ("predicted", pa.string()),
-                *((CALL_PREFIX + label, pa.bool_()) for label in called),
-                ("model_sha256", pa.string()),
-                ("preprocessing_version", pa.int32()),
-                ("error", pa.string()),
-            ]
-        )
+        return schema_of(self.labels, called=self.points is not None)
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """The rows as a table of `schema`."""
@@ -114,6 +105,29 @@ class Columns:
         return "|".join(label for label, p in zip(self.labels, probabilities) if p >= 0.5)
 
 
+def schema_of(labels: Sequence[str], *, called: bool) -> pa.Schema:
+    """The columns of every part. called: with an operating point."""
+    probabilities = [(PROBABILITY_PREFIX + label, pa.float32()) for label in labels]
+    return pa.schema(
+        [
+            ("archive", pa.string()),
+            ("member", pa.string()),
+            ("key", pa.string()),
+            *probabilities,
+            ("predicted", pa.string()),
+            *((CALL_PREFIX + label, pa.bool_()) for label in (labels if called else ())),
+            ("model_sha256", pa.string()),
+            ("preprocessing_version", pa.int32()),
+            ("error", pa.string()),
+        ]
+    )
+
+
+def unit_count(inputs: int) -> int:
+    """Units of an archive with so many inputs."""
+    return -(-inputs // UNIT_INPUTS)
+
+
 class ScoreFolder:
     """Reads and writes one folder of scores."""
 
@@ -127,49 +141,57 @@ class ScoreFolder:
         self.parts.mkdir(parents=True, exist_ok=True)
         self.ends.mkdir(exist_ok=True)
         with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not hold(file):
                 raise UserError(
                     f"another run is writing to {self.path}; wait for it or use another --out"
-                ) from None
+                )
             yield
 
-    def begin(self, request: dict[str, Any]) -> None:
-        """Pin the request. UserError when the folder belongs to another one."""
+    def begin(self, request: dict[str, Any], *, free: Set[str] = frozenset()) -> None:
+        """Pin the request. free: what may be another than it was. UserError when the folder belongs
+        to another request."""
         path = self.path / REQUEST_FILE
         if not path.is_file():
             if self.finished_units() or self.summary() is not None:
                 raise UserError(f"{self.path} holds scores without {REQUEST_FILE}; use a new --out")
             write_atomic(path, _json_bytes(request))
             return
-        found = _load(path)
-        compared = {*found, *request} - {"inputs"}  # how the archives were named
+        found, request = self.request(), json.loads(_json_bytes(request))  # tuples are lists there
+        compared = {*found, *request} - {"inputs"} - free  # inputs: how the archives were named
         differing = sorted(k for k in compared if found.get(k) != request.get(k))
-        if differing:
+        if differing == ["provider"] and found["provider"] != "auto":  # auto: of an earlier version
+            was, now = found["provider"], request["provider"]
             raise UserError(
-                f"{self.path} holds the scores of another request: {differing[0]} was "
-                f"{_short(found.get(differing[0]))}, now {_short(request.get(differing[0]))}"
-                f"{_others(differing[1:])}; use another --out, or delete that folder"
+                f"{self.path} holds scores of --provider {was}, now {now}, and those of two do not "
+                f"mix; go on with --provider {was}, or with --provider {now} into another --out"
+            )
+        if differing:
+            first, *others = differing
+            said = score_json.first_difference(found.get(first), request.get(first), first)
+            also = f" (and also: {', '.join(others)})" if others else ""
+            raise UserError(
+                f"{self.path} holds the scores of another request: {said}{also}; use another "
+                "--out, or delete that folder"
             )
 
     def request(self) -> dict[str, Any]:
-        """`request.json`. UserError when it is not there."""
+        """`request.json`. UserError when it is damaged or not there."""
         path = self.path / REQUEST_FILE
         if not path.is_file():
             raise UserError(f"no {REQUEST_FILE} in {self.path}; score again")
-        return _load(path)
+        return score_json.load(
+            path, score_json.REQUEST, "score into another --out, or delete that folder"
+        )
 
     def finished_units(self) -> set[tuple[int, int]]:
         """(archive, unit) of every part that is there."""
-        names = [path.stem.split("-") for path in self.parts.glob("part-*-*.parquet")]
-        return {(int(archive), int(unit)) for _, archive, unit in names}
+        return set(self._units())
 
     def write_unit(self, archive: int, unit: int, table: pa.Table) -> None:
         """Commit a unit's rows."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        _commit(self.parts / f"part-{archive:05d}-{unit:06d}.parquet", buffer.getvalue())
+        pq.write_table(table, buffer, write_page_checksum=True)
+        _commit(self._part(archive, unit), buffer.getvalue())
 
     def write_end(self, archive: int, end: ArchiveEnd) -> None:
         """Commit that an archive was read to its end; after its last unit."""
@@ -178,67 +200,119 @@ class ScoreFolder:
     def end_of(self, archive: int) -> ArchiveEnd | None:
         """What was written at an archive's end; None while it is not finished."""
         path = self.ends / f"archive-{archive:05d}.json"
-        return ArchiveEnd(**_load(path)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = score_json.load(path, score_json.END, "delete it, and the same command goes on")
+        return ArchiveEnd(**{name: found[name] for name in score_json.END})
 
     def summary(self) -> dict[str, Any] | None:
-        """`scores.json`, None while the run is not finished."""
+        """`scores.json`, None while the run is not finished. UserError when it is damaged."""
         path = self.path / SUMMARY_FILE
-        return _load(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return score_json.load(
+            path, score_json.SUMMARY, "delete it, and the same serve score command makes it again"
+        )
+
+    def finished(self) -> dict[str, Any]:
+        """`scores.json`. UserError while the run is not finished."""
+        found = self.summary()
+        if found is None:
+            raise UserError(
+                f"no finished scores in {self.path} (no {SUMMARY_FILE}); run the same serve score "
+                "command again"
+            )
+        return found
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `scores.json`: the folder is finished."""
         write_atomic(self.path / SUMMARY_FILE, _json_bytes(summary))
 
-    def part_paths(self, archive: int | None = None) -> list[Path]:
-        """The parts in the order of the rows: of one archive, or of all."""
-        chosen = "*" if archive is None else f"{archive:05d}"
-        return sorted(self.parts.glob(f"part-{chosen}-*.parquet"))
+    def part_paths(self) -> list[Path]:
+        """The parts in the order of the rows. UserError for a file that is none of them."""
+        return list(self._units().values())
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """(archive, rows) of every part of a finished folder in their order, of all columns or of
+        some. UserError when it is not finished, or a part is missing, damaged or too many."""
+        done = self.finished()
+        inputs = [archive["rows"] for archive in done["archives"]]
+        if max(inputs, default=0) < 1:
+            raise UserError(f"{self.path / SUMMARY_FILE} tells of no rows; {self._again('')}")
+        self.check_complete(inputs)
+        schema = schema_of(done["labels"], called=done.get("operating_point") is not None)
+        yield from self._checked(inputs, schema, columns)
 
     def read(self) -> pa.Table:
-        """All rows, one table. UserError when the folder is not finished or damaged."""
-        if self.summary() is None:
-            raise UserError(
-                f"no {SUMMARY_FILE} in {self.path}: the scoring is not finished; run the same "
-                "serve score command again"
-            )
-        try:
-            return pa.concat_tables([pq.read_table(path) for path in self.part_paths()])
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"damaged scores in {self.parts} ({error}); score again") from error
+        """All rows, one table. UserError as with tables()."""
+        return pa.concat_tables([table for _, table in self.tables()])
 
-    def count(self, archive: int) -> tuple[int, int]:
-        """(rows, rows with an error) of an archive, as its parts have them."""
-        rows = errors = 0
-        for path in self.part_paths(archive):
-            column = pq.read_table(path, columns=["error"]).column("error")
-            rows += len(column)
-            errors += len(column) - column.null_count
-        return rows, errors
+    def counts(self, ends: Sequence[ArchiveEnd | None], schema: pa.Schema) -> list[tuple[int, int]]:
+        """(rows, rows with an error) that are there of each archive. UserError for a part that is
+        damaged or does not belong there."""
+        rows, errors = ([0] * len(ends) for _ in range(2))
+        inputs = [None if end is None else end.inputs for end in ends]
+        for archive, table in self._checked(inputs, schema, ["error"]):
+            rows[archive] += len(table)
+            errors[archive] += len(table) - table.column("error").null_count
+        return list(zip(rows, errors))
+
+    def check_complete(self, inputs: Sequence[int]) -> None:
+        """UserError when a part of archives with so many inputs is missing."""
+        there = self._units()
+        for archive, count in enumerate(inputs):
+            for unit in range(unit_count(count)):
+                if (archive, unit) not in there:
+                    raise UserError(f"{self._part(archive, unit)} is missing; {self._again('')}")
+
+    def _checked(
+        self, inputs: Sequence[int | None], schema: pa.Schema, columns: Sequence[str] | None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """inputs: of each archive, None where that is not known yet."""
+        for (archive, unit), path in self._units().items():
+            known = inputs[archive] if archive < len(inputs) else 0
+            most = UNIT_INPUTS if known is None else min(UNIT_INPUTS, known - unit * UNIT_INPUTS)
+            if most <= 0:
+                raise UserError(f"{path} is none of these scores; remove it")
+            try:
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    found, table = file.schema_arrow, file.read(columns)
+                table.validate(full=True)  # that text is UTF-8
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                if getattr(error, "errno", None):  # of the disk, not of the file
+                    raise
+                raise UserError(f"{path} is damaged ({error}); {self._again('it')}") from error
+            if not found.equals(schema):
+                raise UserError(f"{path} has other columns than these scores; {self._again('it')}")
+            if len(table) > most or (known is not None and len(table) < most):
+                raise UserError(
+                    f"{path} has {len(table)} rows, expected {most}; {self._again('it')}"
+                )
+            yield archive, table
+
+    def _again(self, part: str) -> str:
+        """The way out for a part that is of no use."""
+        names = [part] if part else []
+        names += [SUMMARY_FILE] if (self.path / SUMMARY_FILE).is_file() else []
+        return f"delete {' and '.join(names)}, and the same serve score command makes it again"
+
+    def _part(self, archive: int, unit: int) -> Path:
+        return self.parts / f"part-{archive:05d}-{unit:06d}.parquet"
+
+    def _units(self) -> dict[tuple[int, int], Path]:
+        """(archive, unit) -> its part, in the order of the rows."""
+        found = {}
+        for path in self.parts.glob("part-*.parquet"):
+            numbers = _PART.fullmatch(path.name)
+            unit = (int(numbers[1]), int(numbers[2])) if numbers else None
+            if unit is None or path != self._part(*unit):
+                raise UserError(f"{path} is none of these scores; remove it")
+            found[unit] = path
+        return dict(sorted(found.items()))
 
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete the folder and score again"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} is damaged (no object); delete the folder and score again")
-    return loaded
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _others(names: list[str]) -> str:
-    return f" (and also: {', '.join(names)})" if names else ""
 
 
 def _commit(path: Path, data: bytes) -> None:

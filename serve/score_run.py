@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from serve.archives import Archive, identify
 from serve.decode import Decoded, DecodePool, Task
 from serve.dry_run import expected_inputs
 from serve.network import Network
-from serve.score_folder import Columns, Row, ScoreFolder
-from serve.units import CHUNK_INPUTS, UNIT_INPUTS, Chunk, archive_chunks, unit_count
+from serve.score_folder import Columns, Row, ScoreFolder, unit_count
+from serve.units import CHUNK_INPUTS, Chunk, archive_chunks
 from shards.console import RunFailed, progress
 
 Tag = tuple[int, Chunk]  # number of the archive
@@ -43,7 +43,8 @@ class Share:
 @dataclass(frozen=True)
 class Work:
     """What is to be scored. names: what the rows call the archives; identities: of the request,
-    which the archives must still have when they were read."""
+    which the archives must still have when they were read; committed: rows that are there
+    already."""
 
     archives: list[Archive]
     names: list[str]
@@ -52,16 +53,18 @@ class Work:
     columns: Columns
     limit: int | None
     keep_names: bool
+    committed: int = 0
 
     def tasks(
         self, share: Share, most: int = CHUNK_INPUTS, *, in_place: bool = False
     ) -> Iterator[Task[Tag]]:
         """The chunks of this share that are not committed yet. in_place: see archive_chunks."""
-        finished = self.folder.finished_units()
+        finished: defaultdict[int, set[int]] = defaultdict(set)
+        for index, unit in self.folder.finished_units():
+            finished[index].add(unit)
         left = self.limit
         for index, archive in enumerate(self.archives):
-            end = self.folder.end_of(index)
-            done = {unit for of_archive, unit in finished if of_archive == index}
+            end, done = self.folder.end_of(index), finished[index]
             if end is None or not done.issuperset(range(unit_count(end.inputs))):
                 chunks = archive_chunks(
                     archive,
@@ -91,14 +94,15 @@ class Work:
             if share.index == 0:  # all read every archive to its end, but one name has one writer
                 self.folder.write_end(archive, chunk.end)
 
-    def expected(self) -> int | None:
-        """About how many inputs are left, None where that is not cheaply known."""
+    def expected(self, share: Share) -> int | None:
+        """About how many inputs are left for a share, None where that is not cheaply known."""
         counts = [expected_inputs(archive) for archive in self.archives]
-        if any(count is None for count in counts):
-            return None if self.limit is None else self.limit
-        total = sum(count or 0 for count in counts)
+        known = [count for count in counts if count is not None]
+        total = sum(known) if len(known) == len(counts) else self.limit
+        if total is None:
+            return None
         total = total if self.limit is None else min(total, self.limit)
-        return max(0, total - UNIT_INPUTS * len(self.folder.finished_units()))
+        return max(0, total - self.committed) // share.count
 
 
 def _skips(done: set[int], share: Share, unit: int) -> bool:
@@ -176,7 +180,7 @@ def take_in(
     started, inputs = time.perf_counter(), 0
     unit = Unit(network)
     complete: deque[tuple[int, Chunk, Unit]] = deque()
-    with progress("scoring", work.expected() if shown else None, shown=shown) as advance:
+    with progress("scoring", work.expected(share) if shown else None, shown=shown) as advance:
         try:
             for (archive, chunk), outcome in found:
                 unit.add(chunk, outcome)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
@@ -62,11 +61,7 @@ class Counts:
 def summary(config: SummaryConfig) -> list[str]:
     """The lines to print; writes the pictures. UserError when the scores are not finished."""
     folder = ScoreFolder(config.scores)
-    content = folder.summary()
-    if content is None:
-        raise UserError(
-            f"no finished scores in {config.scores}; run the same serve score command again"
-        )
+    content = folder.finished()
     if config.top is not None and not 1 <= config.top <= _MOST_TOP:
         raise UserError(f"--top {config.top}; allowed: 1 to {_MOST_TOP}")
     if config.label is not None and config.top is None:
@@ -80,7 +75,7 @@ def summary(config: SummaryConfig) -> list[str]:
         label = _choose_label(config.label, counts.labels)
         sheet = contact_sheet(folder, label, config.top)
         write_atomic(out / SHEET_FILE, sheet)
-        lines.append(f"{out / SHEET_FILE}: the highest scores of {label}")
+        lines.append(f"{out / SHEET_FILE}: the highest scores of {one_line(label)}")
     return lines
 
 
@@ -91,8 +86,7 @@ def count_rows(folder: ScoreFolder, labels: tuple[str, ...]) -> Counts:
     histograms = np.zeros((len(labels), _BINS), np.int64)
     rows = 0
     names = [PROBABILITY_PREFIX + label for label in labels]
-    for path in folder.part_paths():
-        table = pq.read_table(path, columns=["predicted", "error", *names])
+    for _, table in folder.tables(["predicted", "error", *names]):
         rows += len(table)
         errors.update(e for e in table.column("error").to_pylist() if e is not None)
         predicted.update(p for p in table.column("predicted").to_pylist() if p is not None)
@@ -107,13 +101,14 @@ def count_rows(folder: ScoreFolder, labels: tuple[str, ...]) -> Counts:
 def _lines(counts: Counts, content: dict[str, Any]) -> list[str]:
     failed = sum(counts.errors.values())
     made_up = " (a model of synthetic radiographs)" if content["synthetic"] else ""
-    lines = [f"{counts.rows} rows, {failed} of them errors; {content['model']}{made_up}"]
+    lines = [f"{counts.rows} rows, {failed} of them errors; {one_line(content['model'])}{made_up}"]
     lines += [f"  {n:9d}  {one_line(name) or 'no label'}" for name, n in counts.predicted.items()]
     shown = list(counts.errors.items())[:_REASONS]
     lines += [f"  {n:9d}  error: {one_line(reason)}" for reason, n in shown]
     hidden = len(counts.errors) - len(shown)
     lines += [f"             and {hidden} more kinds of errors"] if hidden else []
-    lines += [f"  damaged: {a['name']}: {a['damage']}" for a in content["archives"] if a["damage"]]
+    damaged = [f"{a['name']}: {a['damage']}" for a in content["archives"] if a["damage"]]
+    lines += [f"  damaged: {one_line(text)}" for text in damaged]
     return lines
 
 
@@ -127,7 +122,7 @@ def _draw(counts: Counts, synthetic: bool) -> bytes:
     for ax, label, heights in zip(axes, counts.labels, counts.histograms):
         ax.stairs(heights, edges, fill=True, color=COLOURS[0])
         ax.set_yscale("symlog", linthresh=1)
-        ax.set_title(label.replace("$", r"\$"), fontsize=9)
+        ax.set_title(one_line(label).replace("$", r"\$"), fontsize=9)
         ax.set_xlabel("probability")
         ax.set_ylabel("rows")
     if synthetic:
@@ -187,10 +182,8 @@ def _png(sheet: Image.Image) -> bytes:
 def _places(folder: ScoreFolder, label: str) -> Iterator[_Place]:
     name = PROBABILITY_PREFIX + label
     number, last = 0, -1
-    for path in folder.part_paths():
-        archive = int(path.stem.split("-")[1])
+    for archive, table in folder.tables([name, "member"]):
         number, last = (number if archive == last else 0), archive
-        table = pq.read_table(path, columns=[name, "member"])
         columns = (table.column(c).to_pylist() for c in (name, "member"))
         for score, member in zip(*columns):
             if score is not None:
@@ -203,6 +196,12 @@ def _read_again(folder: ScoreFolder, chosen: list[_Place]) -> dict[_Place, np.nd
     request = folder.request()
     inputs = [path_of(text) for text in request["inputs"]]
     archives = find_archives(inputs, keep_names=request["keep_names"])
+    now, then = len(archives), len(request["archives"])
+    if now != then or max(place.archive for place in chosen) >= then:
+        raise UserError(
+            f"{now} archives are there now, {then} were scored; bring back what is gone, take away "
+            "what is new, or score again into another --out"
+        )
     tasks = []
     for index in sorted({place.archive for place in chosen}):
         archive = archives[index]
@@ -223,6 +222,7 @@ def _bytes_of(archive: Any, numbers: set[int]) -> Iterator[tuple[int, bytes]]:
                 left.discard(number)
                 if not left:
                     return
+        raise RunFailed(f"{archive.called} has fewer images than were scored; score it again")
     except (ArchiveDamaged, BadMember) as error:
         raise RunFailed(f"{archive.called}: {error}; score it again") from error
 

@@ -10,10 +10,9 @@ from functools import partial
 
 from serve.archives import Archive
 from serve.entries import ArchiveDamaged, BadMember, Entry, Piece, keeps_its_name, row_names
-from serve.score_folder import ArchiveEnd
+from serve.score_folder import UNIT_INPUTS, ArchiveEnd
 from shards.console import RunFailed
 
-UNIT_INPUTS = 512
 CHUNK_INPUTS = 8
 CHUNK_BYTES = 32 << 20
 
@@ -47,11 +46,6 @@ class Chunk:
     def images(self) -> list[bytes | Piece]:
         """The data of the inputs that could be read."""
         return [item.data for item in self.inputs if item.data is not None]
-
-
-def unit_count(inputs: int) -> int:
-    """Units of an archive with so many inputs."""
-    return -(-inputs // UNIT_INPUTS)
 
 
 def archive_chunks(

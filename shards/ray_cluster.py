@@ -5,6 +5,7 @@ The module ray comes as an argument: it is optional, and not among what shards l
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from shards.console import RunFailed, UserError, one_line, warn
@@ -83,21 +84,23 @@ def _knock(address: str) -> None:
         raise ConnectionError(str(error)) from error
 
 
-def wait_for(ray: Any, ref: Any, resource: Resource = "CPU") -> None:
-    """Until the task has ended, which takes one of `resource`. RunFailed when no machine is left
-    that has one."""
+def wait_for(ray: Any, ref: Any, resources: Sequence[Resource] = ("CPU",)) -> None:
+    """Until the task has ended, which takes one of each of the resources. RunFailed when no machine
+    is left that has one."""
     warned = False
     while not ray.wait([ref], timeout=60)[0]:
-        if not ray.cluster_resources().get(resource):
-            left = "no machine" if resource == "CPU" else f"no machine with a {resource}"
+        there = ray.cluster_resources()
+        gone = next((resource for resource in resources if not there.get(resource)), None)
+        if gone:
+            left = "no machine" if gone == "CPU" else f"no machine with a {gone}"
             raise RunFailed(
                 f"{left} of the Ray cluster is left; start some (ray start), and the same command "
                 "goes on where it stopped"
             )
         if not warned:
             warn(
-                f"the Ray cluster has no free {resource} for a minute; waiting (ray status shows "
-                "why)"
+                f"the Ray cluster has no free {' or '.join(resources)} for a minute; waiting (ray "
+                "status shows why)"
             )
             warned = True
 

@@ -53,7 +53,7 @@ def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path, monkeypatch, c
     def unknown(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("train.settings.fcntl.flock", unknown)
+    monkeypatch.setattr("shards.lock.fcntl.flock", unknown)
     with held(run):
         assert "cannot be locked (No locks available)" in capsys.readouterr().err
 

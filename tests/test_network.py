@@ -12,14 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from tiny_model import LABELS, SIZE, weights, write_model
+from tiny_model import LABELS, SIZE, model_info, weights, write_model
 
 from serve import opened
 from serve.foreign import Foreign
 from serve.network import CPU_BATCH, GPU_BATCH, Network, open_sessions
 from serve.providers import GpuOptions, create_session
 from serve.score import ScoreConfig, open_network
-from serve.score_ray import run_on_ray
+from serve.score_ray import _chained
 from shards.console import RunFailed, UserError
 
 
@@ -342,17 +342,14 @@ def test_tensorrt_that_does_not_compute_ends_the_run(monkeypatch):
     assert gpu.asked == [("tensorrt", True)]
 
 
-def test_a_ray_worker_keeps_its_gpu_and_model_from_batch_to_batch(monkeypatch):
+def test_a_ray_worker_keeps_its_gpu_and_model_from_batch_to_batch():
     """Ray ends a process after one task on a GPU, unless told otherwise."""
     options = {}
 
     def remote(**given):
-        options.update(given)
-        raise RunFailed("enough seen")
+        return lambda work: options.update({work.__name__: given})
 
-    ray = SimpleNamespace(is_initialized=lambda: True, remote=remote)
-    ray.cluster_resources = lambda: {"CPU": 4.0, "GPU": 1.0}
-    monkeypatch.setattr("serve.score_ray._import_ray", lambda address: ray)
-    with pytest.raises(RunFailed, match="enough seen"):
-        run_on_ray(None, None, replace(ASKED, engine="ray", provider="cuda"), 1)
-    assert (options["num_gpus"], options["max_calls"]) == (1, 0)
+    _chained(SimpleNamespace(remote=remote), "run", [], ASKED, model_info(), gpu=True)
+    assert "num_gpus" not in options["decode_chunk"]
+    score = options["score_decoded"]
+    assert (score["num_cpus"], score["num_gpus"], score["max_calls"]) == (0, 1, 0)

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, replace
 
+import numpy as np
 import onnxruntime
 import pytest
 from tiny_model import LABELS, model_info, write_model
@@ -15,11 +16,12 @@ from serve.providers import (
     _provider_list,
     create_session,
     misplaced_layers,
+    probabilities,
     provider_of,
     read_model_info,
 )
 from serve.thresholds import OperatingPoint
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 
 PARITY = Parity(9, 1e-6, 1e-7, 0.9, 0.9, 0.0, "cpu")
 POINT = {"threshold": 0.5, "sensitivity": 1.0, "specificity": 0.5, "positives": 2, "negatives": 4}
@@ -152,6 +154,16 @@ def test_auto_says_that_it_takes_the_cpu(tmp_path, monkeypatch, capsys):
     assert "did not load" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("provider", "way_out"), [("cpu", ""), ("cuda", ".*hides the GPU")])
+def test_a_network_that_does_not_run_is_one_line(tmp_path, monkeypatch, provider, way_out):
+    """On a GPU some libraries load, and memory runs out, only when it computes."""
+    session = create_session(write_model(tmp_path / "m.onnx"), "cpu", 1)
+    monkeypatch.setattr("serve.providers.provider_of", lambda session: provider)
+    with pytest.raises(RunFailed, match=f"does not run on {provider}: .*{way_out}") as caught:
+        probabilities(session, np.zeros((1, 1, 3, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+
+
 def test_files_that_are_no_model(tmp_path):
     with pytest.raises(UserError, match="no model at"):
         create_session(tmp_path / "none.onnx", "cpu", 1)
@@ -189,6 +201,9 @@ def test_a_model_that_contradicts_its_metadata_is_refused(tmp_path):
         ("labels", "[]"),
         ("labels", '["a", "a"]'),
         ("labels", "3"),
+        ("labels", '{"a": 1}'),
+        ("labels", '["\\ud800"]'),
+        ("thresholds", "[[]]"),
         ("size", "0"),
         ("size", "true"),
         ("shorter_side", '"512"'),

@@ -21,6 +21,7 @@ from tiny_model import LABELS, model_info
 from serve.model_card import write_card
 from serve.predictions import ScoredBy
 from serve.report import ReportConfig, write_report
+from shards.console import UserError
 
 OWN, OTHER = "a" * 64, "b" * 64
 NUMBERS = "96.7 %"  # accuracy of the evaluation: 29 of 30
@@ -48,6 +49,7 @@ def everything(run, weights: str | None) -> None:
         content = json.loads(path.read_text()) | ({"weights_sha256": weights} if weights else {})
         write_json(path, content)
     scores = {"rows": 1, "seconds": 1, "img_s": 9876.5, "provider": "cpu", "errors": 0}
+    scores |= {"model": "m", "exclusive": True, "synthetic": True, "labels": [], "archives": []}
     write_json(
         run / "scores/scores.json", scores | {"model_sha256": "0", "weights_sha256": weights}
     )
@@ -68,6 +70,16 @@ def test_of_its_own_weights_all_is_shown_without_a_word(run):
     assert "With the lungs black" in text
     for word in ("other weights", "which model it is of", "No model.json"):
         assert word not in text
+
+
+def test_damaged_scores_are_named(run):
+    everything(run, OWN)
+    write_weights(run, OWN)
+    write_json(run / "scores/scores.json", {"rows": 1, "weights_sha256": OWN})
+    with pytest.raises(
+        UserError, match=r"scores\.json is damaged \(scores lacks model\); delete it"
+    ):
+        text_of(run)
 
 
 def test_of_other_weights_nothing_is_shown_and_each_is_named(run):

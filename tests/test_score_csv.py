@@ -39,6 +39,16 @@ def test_the_csv_holds_the_same_rows(tmp_path):
         score(config(tmp_path, path, csv=tmp_path / "none/rows.csv"))
 
 
+def test_a_damaged_part_gives_no_csv(tmp_path):
+    path = write_tar(tmp_path / "a.tar", pictures(3))
+    score(config(tmp_path, path))
+    (part,) = (tmp_path / "out/parts").iterdir()
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(UserError, match=part.name):
+        score(config(tmp_path, path, csv=tmp_path / "rows.csv"))
+    assert not (tmp_path / "rows.csv").exists()
+
+
 def metrics_of(scores: Path, labels: Path) -> dict:
     out = scores.parent / f"metrics of {scores.name}"
     evaluate(EvaluateConfig(scores, labels, out, bootstrap=0))

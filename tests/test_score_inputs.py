@@ -255,7 +255,7 @@ def test_an_object_that_changed_is_refused(tmp_path, memory):
     memory.pipe_file("/data/a.tar", data)
     score(config(tmp_path, path_of("memory://data/a.tar")))
     memory.pipe_file("/data/a.tar", data)  # the same bytes, but who knows what lies between
-    with pytest.raises(UserError, match=r"archives was .* use another --out"):
+    with pytest.raises(UserError, match=r"archives\[0\]\.sha256 was .* use another --out"):
         score(config(tmp_path, path_of("memory://data/a.tar")))
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from test_archives import WRITERS, write_folder, write_tar
 from test_score import config, picture, pictures, rows
-from tiny_model import LABELS, SIZE, write_model
+from tiny_model import LABELS, SIZE, model_info, write_model
 
 from serve import __main__ as command
 from serve import score_folder
@@ -24,12 +24,13 @@ from serve.archives import identify
 from serve.decode import Decoded
 from serve.dry_run import DryRun, expected_inputs
 from serve.gpus import gpu_count, run_on_each, wanted_gpus
-from serve.score import ScoreConfig, open_network, run_share, score
-from serve.score_folder import Columns, ScoreFolder
+from serve.model_info import to_metadata
+from serve.score import ScoreConfig, _counts, open_network, run_share, score
+from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
 from serve.score_inputs import find_archives
 from serve.score_run import Share, Unit, Work, run_here, take_in
 from serve.summary import HISTOGRAM_FILE, SHEET_FILE, SummaryConfig, summary
-from serve.units import UNIT_INPUTS, Chunk, Input
+from serve.units import Chunk, Input
 from shards import console
 from shards.codec import encode
 from shards.console import RunFailed, UserError
@@ -79,6 +80,36 @@ def test_summaries_that_cannot_be(tmp_path):
         summary(SummaryConfig(tmp_path / "out", top=1))
 
 
+def test_a_sheet_of_archives_that_vanished_says_so(tmp_path):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    paths = [write_tar(folder / f"{n}.tar", pictures(2)) for n in "ab"]
+    score(config(tmp_path, folder))
+    paths[0].unlink()
+    with pytest.raises(UserError, match="1 archives are there now, 2 were scored; bring back"):
+        summary(SummaryConfig(tmp_path / "out", top=4))
+    paths[1].unlink()
+    with pytest.raises(UserError, match="no image and no archive in the folder"):
+        summary(SummaryConfig(tmp_path / "out", top=4))
+
+
+def test_names_of_strangers_reach_no_terminal_as_they_are(tmp_path):
+    labels = ("A\x1b[31m", "B\n$x$", "C[bold]")
+    info = to_metadata(model_info(labels=labels))
+    model = write_model(tmp_path / "e.onnx", metadata=info)
+    path = write_tar(tmp_path / "a\x1b[2J$\n.tar", pictures(3) | {"x\x1b[0m.png": b"none"})
+    cut = write_tar(tmp_path / "b\x1b[2J.tar", pictures(2))
+    cut.write_bytes(cut.read_bytes()[:700])
+    asked = config(tmp_path, path, cut, model=model)
+    lines = score(replace(asked, dry_run=True)).lines()
+    with pytest.raises(RunFailed, match="cut short"):
+        score(asked)
+    for label in labels:
+        lines += summary(SummaryConfig(tmp_path / "out", top=4, label=label))
+    assert all(line.isprintable() for line in lines)
+    assert any("damaged: b\\x1b[2J.tar" in line for line in lines)
+
+
 def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     path = write_tar(tmp_path / "a.tar", pictures(9) | {"list.csv": b""})
     cut = write_tar(tmp_path / "b.tar", pictures(3))
@@ -89,6 +120,9 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     assert found.img_s is not None
     assert any("damaged: " in line and "b.tar" in line for line in found.lines())
     assert not (tmp_path / "out").exists()
+    for limit, inputs, damaged in ((9, 9, 0), (10, 10, 1), (99, 10, 1)):
+        found = score(config(tmp_path, path, cut, dry_run=True, limit=limit))
+        assert (found.inputs, len(found.damaged)) == (inputs, damaged)
     nothing = score(config(tmp_path, cut, dry_run=True))
     assert "expected time: unknown" in nothing.lines()[1]
 
@@ -131,7 +165,8 @@ def test_a_model_without_metadata_is_used_as_said_and_says_so(tmp_path, capsys):
     grey = (mean - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     expected = 1 / (1 + np.exp(-grey.mean()))
     assert rows(tmp_path / "two")[0]["prob_C"] == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(UserError, match=r"foreign was .* use another --out"):
+    assert score(config(tmp_path, path, **said, outputs="sigmoid", out="two")).already_done
+    with pytest.raises(UserError, match=r'foreign\.normalise was "0-1", now "imagenet"; use'):
         score(config(tmp_path, path, **said))
 
 
@@ -216,7 +251,7 @@ def test_processes_share_the_units_and_write_the_rows_of_one(tmp_path):
     work = work_of(tmp_path, asked)
     run_on_each(run_share, [(work, replace(asked, csv=None), 1, Share(i, 2)) for i in range(2)])
     assert work.folder.finished_units() == {(0, unit) for unit in range(4)}
-    assert work.folder.count(0) == (3 * UNIT_INPUTS + 5, 0)
+    assert _counts(work) == [(3 * UNIT_INPUTS + 5, 0)]
     work.folder.part_paths()[1].unlink()  # of a process that died; the archive's end is there
     assert next(task.tag[1].unit for task in work.tasks(Share()) if task.images) == 1
 
@@ -237,7 +272,7 @@ def test_of_several_processes_one_writes_the_ends(tmp_path, monkeypatch):
     assert written == []
     run_here(work, network, 1, Share(0, 2))
     assert written == [0, 1, 2]
-    assert [work.folder.count(i) for i in range(3)] == [(3, 0)] * 3
+    assert _counts(work) == [(3, 0)] * 3
 
 
 def test_what_is_complete_is_committed_when_the_rest_cannot_be_read(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from test_score_inputs import dicom
 from tiny_model import write_model
 
 from serve.score import score
-from serve.units import UNIT_INPUTS
+from serve.score_folder import UNIT_INPUTS
 from shards.codec import encode
 
 pytestmark = pytest.mark.soak
@@ -98,7 +98,7 @@ def test_an_object_that_was_replaced_is_refused(s3, there, tmp_path):
     fs.put_file(str(write_tar(tmp_path / "b.tar", {"x.png": b"2"})), f"{BUCKET}/b.tar")
     again = run("serve", *command, cache=tmp_path)
     assert again.returncode == 2
-    assert "archives was" in again.stderr
+    assert "archives[0].sha256 was" in again.stderr
     assert again.stderr.count("\n") == 1
 
 

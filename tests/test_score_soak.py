@@ -14,10 +14,10 @@ from test_archives import WRITERS, write_tar
 from test_score import config, picture, rows, start
 from tiny_model import write_model
 
-from serve import score_run
+from serve import score_ray, score_run
 from serve.score import score
-from serve.score_folder import ScoreFolder
-from serve.units import UNIT_INPUTS
+from serve.score_folder import UNIT_INPUTS, ScoreFolder
+from serve.score_ray import score_chunk, score_decoded
 from shards.codec import encode
 from shards.console import UserError
 
@@ -124,6 +124,42 @@ def test_a_gpu_that_no_machine_has_is_refused_at_once(cluster, tmp_path):
     asked = config(tmp_path, archive_of(tmp_path, 12), engine="ray", provider="cuda")
     with pytest.raises(UserError, match="--provider cuda, but no machine of the Ray cluster has"):
         score(replace(asked, ray_address=cluster.address))
+
+
+def score_on_cpu(run, wanted, model, config, found):
+    """In a worker that was given a GPU which is none."""
+    with (config.out / "gpu-processes").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return score_decoded(run, wanted, model, replace(config, provider="cpu"), found)
+
+
+def test_the_cpus_of_a_cluster_decode_and_its_gpu_scores(cluster, tmp_path, monkeypatch):
+    """The GPU's process loads the model once, and decodes nothing."""
+    asked = config(tmp_path, archive_of(tmp_path, UNIT_INPUTS + 30), engine="ray")
+    asked = replace(asked, ray_address=cluster.address)
+    score(replace(asked, out=tmp_path / "on-cpus"))
+    monkeypatch.setattr(score_ray, "score_decoded", score_on_cpu)
+    machine = cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=2**27)
+    try:
+        score(replace(asked, provider="cuda"))
+    finally:
+        cluster.remove_node(machine)
+    assert rows(tmp_path / "out") == rows(tmp_path / "on-cpus")
+    processes = (tmp_path / "out/gpu-processes").read_text().split()
+    assert len(processes) == UNIT_INPUTS // 8 + 4
+    assert len(set(processes)) == 1
+
+
+def score_chunk_of_cpu(run, wanted, sides, model, config, images):
+    assert config.provider == "cpu"
+    return score_chunk(run, wanted, sides, model, config, images)
+
+
+def test_auto_on_a_cluster_is_the_cpu(cluster, tmp_path, monkeypatch):
+    """On a machine with a GPU that the task has not been given, CUDA works too."""
+    monkeypatch.setattr(score_ray, "score_chunk", score_chunk_of_cpu)
+    asked = config(tmp_path, archive_of(tmp_path, 12), engine="ray", provider="auto")
+    assert score(replace(asked, ray_address=cluster.address)).provider == "cpu"
 
 
 def test_without_ray_one_line_names_the_extra(tmp_path, monkeypatch):

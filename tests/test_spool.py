@@ -1,5 +1,6 @@
 """ingest.spool: what was encoded survives, what was half written does not count."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,17 @@ def test_images_of_unknown_settings_are_refused(tmp_path: Path):
 def test_two_at_a_time_are_refused(tmp_path: Path):
     with Spool(tmp_path, SETTINGS), pytest.raises(UserError, match="another ingest"):
         Spool(tmp_path, SETTINGS)
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, monkeypatch, capsys):
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr("shards.lock.fcntl.flock", unknown)
+    with Spool(tmp_path, SETTINGS) as spool:
+        spool.add("a", "s1", encoded("first"))
+    err = capsys.readouterr().err
+    assert "lock cannot be locked (no locks here); see that no other run writes there" in err
 
 
 def test_images_that_went_away_are_forgotten(tmp_path: Path):

@@ -1,6 +1,5 @@
 """RUN/settings.json, environment.json and starts.jsonl: what a run is, and where it ran."""
 
-import fcntl
 import json
 import os
 import platform
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-from shards.console import UserError, warn
+from shards.console import UserError
+from shards.lock import hold
 from shards.manifest import Manifest, manifest_hash
 from shards.writer import write_atomic
 from train.config import TrainConfig
@@ -61,14 +61,10 @@ def held(run: Path) -> Iterator[None]:
     where one is at work there, or the folder holds other things. The lock ends with the process."""
     _make(run)
     with (run / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not hold(file):
             raise UserError(
                 f"another training is at work in {run}; wait for its end, or take another --run"
-            ) from None
-        except OSError as error:  # some network file systems know no locks
-            warn(f"{run} cannot be locked ({error.strerror}); see that no other run writes there")
+            )
         yield
 
 
