@@ -16,7 +16,7 @@ from shards.preprocess import prepare
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION
 
-ERRORS_SHARE = 2 / 3  # of the gallery at most, so that right calls are to be seen too
+ERRORS_SHARE = 2 / 3  # of the gallery at most, where there are right calls for the rest
 METHOD = "gradcam"  # drawn for each image; others come from serve explain
 _BATCH = 8  # images explained between two steps of the progress line
 
@@ -55,11 +55,12 @@ def choose(truth: np.ndarray, probabilities: np.ndarray, size: int) -> np.ndarra
     """Positions of at most `size` images: wrong calls first, the surest first; then right calls,
     one of each label in turn, in the order of the data."""
     called, surest = probabilities.argmax(1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(wrong_calls(truth, probabilities))
-    wrong = wrong[np.argsort(-surest[wrong], kind="stable")][: int(size * ERRORS_SHARE)]
     by_label = [
         np.flatnonzero((called == i) & (truth[:, i] == YES)).tolist() for i in range(truth.shape[1])
     ]
+    most = max(int(size * ERRORS_SHARE), size - sum(map(len, by_label)))
+    wrong = np.flatnonzero(wrong_calls(truth, probabilities))
+    wrong = wrong[np.argsort(-surest[wrong], kind="stable")][:most]
     right: list[int] = []
     while len(right) < size - len(wrong) and any(by_label):
         right += [queue.pop(0) for queue in by_label if queue]

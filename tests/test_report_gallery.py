@@ -53,6 +53,8 @@ def test_choose_takes_wrong_calls_first_then_each_label_in_turn():
     assert choose(truth, probabilities, 99).tolist() == [5, 1, 0, 3, 6, 2, 4, 7]
     assert choose(truth, probabilities, 0).tolist() == []
     assert choose(truth, probabilities, 2).tolist() == [5, 0]
+    # Where there are no right calls, wrong ones take their place.
+    assert choose(truth[[1, 5]], probabilities[[1, 5]], 2).tolist() == [1, 0]
     explained = np.isin(np.arange(8), [1, 7])
     assert choose_with(truth, probabilities, explained, 5).tolist() == [5, 1, 7, 0, 3]
     # Of more than fit, those that would be chosen without maps.
