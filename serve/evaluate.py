@@ -49,7 +49,8 @@ class EvaluateConfig:
     thresholds: tuple[float, ...] = MeasureConfig.thresholds
     """Where to tell sensitivity and specificity, with the interval 1.96 sqrt(p (1 - p) / n)."""
     bootstrap: int = MeasureConfig.replicates
-    """Resamples (of patients, where they are known) behind the bootstrap intervals; 0: none."""
+    """Resamples (of patients, where they are known) behind the bootstrap intervals, and a fifth of
+    them, at least 100, behind each subgroup's; 0: none."""
     seed: int = 0
     """Seed of the resamples."""
     exclusive: bool | None = None

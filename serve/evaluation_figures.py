@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter, SymmetricalLogLocator
 
 from serve.calibration import Reliability
 from serve.compare import Comparison
@@ -93,6 +94,7 @@ def histogram_figure(histograms: Histograms) -> Figure:
     """One panel per label: its probability where the label is there, and where it is not."""
     figure, panels = _panels([one.label for one in histograms.classes])
     edges = np.array(histograms.edges)
+    crowded = any(max(one.with_label + one.without_label) > 50 for one in histograms.classes)
     for ax, one in zip(panels, histograms.classes):
         for counts, colour, name in (
             (one.without_label, COLOURS[0], "without"),
@@ -100,8 +102,10 @@ def histogram_figure(histograms: Histograms) -> Figure:
         ):
             ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colour, alpha=0.6)
             ax.plot([], [], color=colour, linewidth=6, alpha=0.6, label=name)
-        if max(one.with_label + one.without_label) > 50:
+        if crowded:
             ax.set_yscale("symlog", linthresh=10)
+            ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 3)))
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         ax.set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("probability", fontsize=9)

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from serve.fonts import legible, set_fonts
 from shards.console import one_line
 from shards.writer import write_atomic
 
@@ -46,6 +47,7 @@ def to_svg(figure: Figure) -> bytes:
 
 def write_figure(figure: Figure, path: Path) -> None:
     """`path`.png and `path`.svg."""
+    set_fonts(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once: it takes longer than the drawing
     write_atomic(path.with_name(path.name + ".png"), to_png(figure))
@@ -54,6 +56,7 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     out = io.BytesIO()
+    set_fonts(figure)
     figure.savefig(out, format=kind, bbox_inches="tight", metadata=metadata)
     return out.getvalue()
 
@@ -62,7 +65,7 @@ def plain(text: str, longest: int = 28) -> str:
     """Text from data: matplotlib would read $...$ as mathematics, and hide a legend's _name."""
     short = one_line(text)
     short = short if len(short) <= longest else short[: longest - 1] + "…"
-    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
+    return (" " if short.startswith("_") else "") + legible(short).replace("$", r"\$")
 
 
 def curves_picture(epochs: Sequence[dict[str, Any]]) -> bytes:

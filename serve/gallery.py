@@ -1,7 +1,7 @@
 """The report's gallery: which test images to show, their pixels, and heat maps laid over them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ from serve.report_maps import NAME, Layer, StoredMap, image_webp, load_layer, st
 from serve.split_images import decode_stored
 from shards.console import RunFailed, UserError, progress
 from shards.labels import NO, UNKNOWN, YES, Vocabulary
-from shards.manifest import Manifest, load_manifest, shard_path
+from shards.manifest import Manifest, shard_path, shard_problem
 from shards.preprocess import prepare
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION
 
-ERRORS_SHARE = 2 / 3  # of the gallery at most, so that right calls are to be seen too
+ERRORS_SHARE = 2 / 3  # of the gallery at most, where there are right calls for the rest
 METHOD = "gradcam"  # drawn for each image; others come from serve explain
 _BATCH = 8  # images explained between two steps of the progress line
 
@@ -55,11 +55,12 @@ def choose(truth: np.ndarray, probabilities: np.ndarray, size: int) -> np.ndarra
     """Positions of at most `size` images: wrong calls first, the surest first; then right calls,
     one of each label in turn, in the order of the data."""
     called, surest = probabilities.argmax(1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(wrong_calls(truth, probabilities))
-    wrong = wrong[np.argsort(-surest[wrong], kind="stable")][: int(size * ERRORS_SHARE)]
     by_label = [
         np.flatnonzero((called == i) & (truth[:, i] == YES)).tolist() for i in range(truth.shape[1])
     ]
+    most = max(int(size * ERRORS_SHARE), size - sum(map(len, by_label)))
+    wrong = np.flatnonzero(wrong_calls(truth, probabilities))
+    wrong = wrong[np.argsort(-surest[wrong], kind="stable")][:most]
     right: list[int] = []
     while len(right) < size - len(wrong) and any(by_label):
         right += [queue.pop(0) for queue in by_label if queue]
@@ -80,6 +81,20 @@ def choose_with(
     wrong = chosen[wrong_calls(truth, probabilities)[chosen]]
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
     return np.r_[wrong, chosen[~np.isin(chosen, wrong)]]
+
+
+def without_lost(folder: Path, manifest: Manifest, split: str) -> tuple[Manifest, list[str]]:
+    """The manifest with those of the split's shards that are there and whole; what is to be said of
+    the others, if there are any."""
+    shards = manifest.of_split(split)
+    lost = {shard: what for shard in shards if (what := shard_problem(folder, shard))}
+    if not lost:
+        return manifest, []
+    kept = tuple(shard for shard in manifest.shards if shard not in lost)
+    images, every = (sum(shard.samples for shard in some) for some in (lost, shards))
+    more = f" (the first of {len(lost)} lost shards)" if len(lost) > 1 else ""
+    said = f"{images} of {every} images cannot be shown: {next(iter(lost.values()))}{more}."
+    return replace(manifest, shards=kept), [said]
 
 
 def read_images(
@@ -120,14 +135,20 @@ def read_images(
 
 
 def make_gallery(
-    run: Path, folder: Path, split: str, joined: Joined, size: int, explained: Path
+    run: Path,
+    folder: Path,
+    manifest: Manifest,
+    split: str,
+    joined: Joined,
+    size: int,
+    explained: Path,
 ) -> Gallery:
     """At most `size` scored images of a split, with Grad-CAM for the label that each was called,
     and the maps of `explained` where that folder of serve explain exists (its Grad-CAM too).
 
-    folder: of the data set's shards. The probabilities are the scores', the heat maps are of the
-    run's own model. UserError when its labels are not those of the scores, or the maps are of
-    another model.
+    folder, manifest: of the data set's shards. The probabilities are the scores', the heat maps are
+    of the run's own model. UserError when its labels are not those of the scores, or the maps are
+    of another model.
     """
     from serve.explain.command import load
 
@@ -142,7 +163,7 @@ def make_gallery(
     all_wrong = int(wrong_calls(truth, probabilities).sum())
     keys = [joined.keys[i] for i in chosen]
     damaged: dict[str, str] = {}
-    found = read_images(folder, load_manifest(folder), split, keys, ready.spec.size, damaged)
+    found = read_images(folder, manifest, split, keys, ready.spec.size, damaged)
     omitted = [f"{key} is not shown: {why}." for key, why in damaged.items()]
     chosen = chosen[[key not in damaged for key in keys]]
     keys = [joined.keys[i] for i in chosen]

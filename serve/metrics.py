@@ -143,7 +143,7 @@ def measure(
         omitted=tuple(omitted),
         bootstrap=bootstrap(judged, config.replicates, config.seed) if config.replicates else None,
         against=compared,
-        subgroups=subgroups(judged, config.replicates // 5, config.seed),
+        subgroups=subgroups(judged, _of_groups(config.replicates), config.seed),
         calibration=calibration,
         thresholds=threshold_tables(judged, config.thresholds),
         histograms=histograms(judged),
@@ -151,6 +151,11 @@ def measure(
         curves=rank_curves(judged),
         scored_by=joined.scored_by,
     )
+
+
+def _of_groups(replicates: int) -> int:
+    """A fifth of the whole's, since there are many groups, but enough for an interval."""
+    return min(replicates, max(100, replicates // 5))
 
 
 def _measure_class(judged: Judged, column: int) -> ClassMetrics:

@@ -1,5 +1,7 @@
 // What every part uses. Text from data is set as text only, never as markup.
-const RUNS = JSON.parse(document.getElementById("report-data").textContent);
+const TURNS = /[\u202a-\u202e\u2066-\u2069]/g; // as in serve/report_page.py
+const RUNS = JSON.parse(document.getElementById("report-data").textContent, (_, value) =>
+  (typeof value === "string" ? value.replace(TURNS, (one) => `\\u${one.charCodeAt(0).toString(16)}`) : value));
 const SVG = "http://www.w3.org/2000/svg";
 
 function svg(name, attributes, parent, text) {

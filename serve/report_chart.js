@@ -1,5 +1,5 @@
 // One plot: axes, and series that the buttons of the legend show and hide.
-const WIDTH = 460, HEIGHT = 330, LEFT = 52, RIGHT = 12, TOP = 16, BOTTOM = 42;
+const WIDTH = 460, HEIGHT = 330, DIGIT = 9, LEFT = 24, RIGHT = 12, TOP = 16, BOTTOM = 42;
 
 // frame: {x: [low, high], y: [low, high], xLabel, yLabel}. Returns the SVG and its two scales.
 function plot(host, frame, height = HEIGHT) {
@@ -8,18 +8,20 @@ function plot(host, frame, height = HEIGHT) {
     + `Across: ${frame.xLabel}. Up: ${frame.yLabel}.`);
   const scale = (range, from, to) => (value) =>
     from + ((value - range[0]) / (range[1] - range[0] || 1)) * (to - from);
-  const x = scale(frame.x, LEFT, WIDTH - RIGHT);
   const y = scale(frame.y, height - BOTTOM, TOP);
-  for (const value of ticks(...frame.y)) {
-    svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value), class: "grid" }, picture);
-    svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, picture, String(value));
+  const rows = ticks(...frame.y);
+  const left = LEFT + DIGIT * Math.max(3, ...rows.map((value) => String(value).length));
+  const x = scale(frame.x, left, WIDTH - RIGHT);
+  for (const value of rows) {
+    svg("line", { x1: left, x2: WIDTH - RIGHT, y1: y(value), y2: y(value), class: "grid" }, picture);
+    svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, picture, String(value));
   }
   for (const value of frame.xTicks || ticks(...frame.x)) {
     svg("text", { x: x(value), y: height - BOTTOM + 17, "text-anchor": "middle" }, picture, String(value));
   }
   const floor = height - BOTTOM;
-  svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: floor, y2: floor, class: "axis" }, picture);
-  svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: height - 6, "text-anchor": "middle" }, picture, frame.xLabel);
+  svg("line", { x1: left, x2: WIDTH - RIGHT, y1: floor, y2: floor, class: "axis" }, picture);
+  svg("text", { x: (left + WIDTH - RIGHT) / 2, y: height - 6, "text-anchor": "middle" }, picture, frame.xLabel);
   const middle = (TOP + floor) / 2;
   svg("text", { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` },
     picture, frame.yLabel);
@@ -28,6 +30,7 @@ function plot(host, frame, height = HEIGHT) {
 }
 
 // series: {name, points: [[x, y], ...] with null for a gap, bars: [[x, low, high], ...], off}.
+// frame.steps: a value holds from the point before on, as in the area that is the average precision.
 function lines(host, frame, series) {
   const { picture, x, y } = plot(host, frame);
   if (frame.diagonal) {
@@ -45,7 +48,8 @@ function lines(host, frame, series) {
     const path = one.points.map(([a, b], k) => {
       if (a === null || b === null) return "";
       const before = k && one.points[k - 1][1] !== null;
-      return `${before ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`;
+      const across = x(a).toFixed(1), up = y(b).toFixed(1);
+      return before && frame.steps ? `V${up}H${across}` : `${before ? "L" : "M"}${across} ${up}`;
     });
     svg("path", { d: path.join(""), class: `line ${dash(i)}` }, group);
     if (one.points.length <= 30) {

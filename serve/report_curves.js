@@ -35,7 +35,7 @@ const CURVES = {
     { x: UNIT, y: UNIT, xLabel: "1 − specificity", yLabel: "sensitivity", diagonal: true },
     byLabel(run.evaluation.curves, "label", "false_positive_rate", "true_positive_rate")
       .map((one) => ({ ...one, points: [[0, 0], ...one.points] }))),
-  pr: (host, run) => lines(host, { x: UNIT, y: UNIT, xLabel: "recall", yLabel: "precision" },
+  pr: (host, run) => lines(host, { x: UNIT, y: UNIT, xLabel: "recall", yLabel: "precision", steps: true },
     byLabel(run.evaluation.curves, "label", "true_positive_rate", "precision")
       .map((one) => ({ ...one, points: [[0, one.points[0][1]], ...one.points] }))),
   calibration: (host, run) => lines(host,

@@ -51,7 +51,7 @@ for (const bar of document.querySelectorAll("[data-filters]")) {
 function show(tile) {
   open = tile;
   const image = tile.querySelector(".layers img");
-  view("title").textContent = tile.querySelector(".call").textContent;
+  view("title").replaceChildren(...tile.querySelector(".call").cloneNode(true).childNodes);
   view("text").textContent = image.alt;
   view("image").src = image.src;
   view("image").alt = image.alt;

@@ -16,6 +16,8 @@ from serve.report_charts import embed
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("base", "chart", "curves", "threshold", "gallery", "features")
+# What turns the direction of all text behind it, ours too: a name must not hide "(wrong)".
+_TURNS = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _LEVELS = 10  # shades of the confusion matrix's cells
 
 
@@ -25,6 +27,7 @@ def render(page: dict[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=in_order,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -49,6 +52,12 @@ def render(page: dict[str, Any]) -> str:
         "policy": policy(style, script),
     }
     return environment.get_template("report.html.j2").render(page | own)
+
+
+def in_order(value: Any) -> Any:
+    """Text with the characters that turn its direction written out; anything else as it is."""
+    turned = isinstance(value, str) and any(chr(code) in value for code in _TURNS)
+    return type(value)(value.translate(_TURNS)) if turned else value
 
 
 def policy(style: str, script: str) -> str:

@@ -12,19 +12,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from serve.gallery import Gallery, make_gallery
+from serve.gallery import Gallery, make_gallery, without_lost
 from serve.metrics import FORMAT_VERSION
 from serve.predictions import join, read_predictions
 from serve.report_charts import chart_data
 from serve.report_models import OwnModels, Part, own_models, part_of
 from serve.score_folder import ScoreFolder
-from serve.truth import read_label_table
+from serve.truth import LabelTable
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest, manifest_hash
+from shards.reader import read_labels
 
 SPLITS = ("train", "val", "test")
 SPLIT = "test"
-_MAX_PICTURE = 2**20  # bytes of examples.png; a larger one is left beside the page
+_MAX_PICTURE = 2 * 2**20  # bytes of examples.png; of images that are nothing but noise 1.8 MB
 _JSON_VERSION = 1  # of shortcuts.json, features.json and faithfulness.json
 
 
@@ -72,7 +73,7 @@ def read_run(folders: Folders, gallery: int) -> dict[str, Any]:
         "data": data,
         "judged": next(one for one in data if one["folder"] == last),
         "stages": stages,
-        "examples": _picture(folders.shortcuts / "examples.png") if told["shortcuts"] else None,
+        "examples": _picture(folders.shortcuts / "examples.png"),
         "gallery": pictures,
         "gallery_omitted": omitted,
         "commands": _commands(folders, settings, last),
@@ -119,9 +120,13 @@ def _versioned(path: Path, version: int) -> Any:
     return content
 
 
-def _picture(path: Path) -> bytes | None:
-    if not path.is_file() or path.stat().st_size > _MAX_PICTURE:
-        return None
+def _picture(path: Path) -> bytes | str:
+    """Its bytes, or why they are not on the page."""
+    if not path.is_file():
+        return f"No {path.name} in {path.parent}"
+    size = path.stat().st_size
+    if size > _MAX_PICTURE:
+        return f"Left out: {path} has {size:,} bytes, the page takes {_MAX_PICTURE:,}"
     return path.read_bytes()
 
 
@@ -254,15 +259,20 @@ def _gallery(
     if scoring.content is None:
         return None, [f"No images. {scoring.missing}."]
     try:
-        joined = join(read_predictions(scores), read_label_table(data, SPLIT))
-        found = make_gallery(folders.run, data, SPLIT, joined, size, folders.explain)
+        manifest, lost = without_lost(data, load_manifest(data), SPLIT)
+        keys, labels = read_labels(data, manifest, SPLIT)
+        if lost and not keys:
+            return None, lost
+        truth = LabelTable(tuple(keys), manifest.labels, labels, None, {}, manifest.exclusive)
+        joined = join(read_predictions(scores), truth)
+        found = make_gallery(folders.run, data, manifest, SPLIT, joined, size, folders.explain)
     except (UserError, RunFailed) as error:
         return None, [f"No images: {error}."]
     shown = sum(picture.wrong is True for picture in found.pictures)
-    omitted = [*scoring.notes, *found.omitted]
+    omitted = [*scoring.notes, *lost, *found.omitted]
     if not found.pictures:
         none = "No images: there is none whose call is known as right or wrong."
-        return found, omitted if found.omitted else [*omitted, none]
+        return found, omitted if lost or found.omitted else [*omitted, none]
     if shown < found.wrong:
         omitted.append(f"{shown} of {found.wrong} wrong calls are shown.")
     if all(len(picture.layers) == 1 for picture in found.pictures):

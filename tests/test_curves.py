@@ -103,6 +103,13 @@ def test_groups(by, value, group):
     assert group_of(by, value) == group
 
 
+@pytest.mark.parametrize(("replicates", "of_groups"), [(0, 0), (200, 100), (1000, 200)])
+def test_subgroups_have_a_fifth_of_the_resamples_but_enough_for_an_interval(replicates, of_groups):
+    data = replace(case(labels=1), meta={"sex": ("F", "M") * 30})
+    found = measure(data, config=MeasureConfig(replicates=replicates)).subgroups
+    assert found == subgroups(judge(data), of_groups, 0)
+
+
 def test_subgroups_are_the_evaluation_of_their_part():
     data = case(n=60, labels=2, patients=tuple(f"p{i // 2}" for i in range(60)))
     views = tuple(("PA", "AP", None)[i % 3] for i in range(60))

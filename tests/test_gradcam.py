@@ -262,7 +262,10 @@ def test_explain_takes_the_positives_of_scored_archives(files, trained, tmp_path
     settings = {"scores": scores, "where": "predicted=Normal", "precision": "fp32"}
     with pytest.raises(RunFailed, match="1 of 2 images"):
         run_explain((archive,), tmp_path / "a", **settings)
-    assert "1 of the chosen images are in none of these archives: gone" in capsys.readouterr().err
+    assert (
+        "1 of the 2 chosen images cannot be read from these archives, the first"
+        in capsys.readouterr().err
+    )
     told = json.loads((tmp_path / "a" / "explanations.json").read_bytes())
     assert [item["key"] for item in told["items"]] == keys[:1]
     scores.write_text("\n".join([head, *rows]) + "\n")

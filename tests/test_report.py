@@ -284,6 +284,21 @@ def test_damaged_and_other_files_are_named_not_a_traceback(run, name, content, m
         write_report(ReportConfig((run,)))
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (None, "No examples.png in"),
+        (2**21 + 1, "examples.png has 2,097,153 bytes, the page takes 2,097,152"),
+        (2**21, "What was done to the images."),
+    ],
+)
+def test_a_picture_that_lacks_or_is_too_large_is_stated(run, size, expected):
+    write_shortcuts(run)
+    if size is not None:
+        (run / "shortcuts" / "examples.png").write_bytes(bytes(size))
+    assert expected in Page(write_report(ReportConfig((run,)))).text
+
+
 def test_gallery_figures_are_escaped(run, monkeypatch):
     layers = tuple(to_layer(m, EVIL, np.eye(8, dtype=np.float32)) for m in ("gradcam", "lrp"))
     image = image_webp(np.zeros((8, 8), np.uint8))

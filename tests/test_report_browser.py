@@ -18,6 +18,7 @@ from report_runs import (
 from serve import report_run
 from serve.gallery import Gallery, Picture
 from serve.intervals import wilson
+from serve.predictions import Joined
 from serve.report import ReportConfig, write_report
 from serve.report_maps import image_webp, to_layer
 
@@ -224,6 +225,17 @@ def test_the_dialog_opens_steps_and_closes_by_the_keyboard(page):
     assert "image-4" in page.evaluate(focused)
 
 
+def test_precision_is_drawn_in_steps_and_numbers_keep_off_the_axis_name(page):
+    """The area below the steps is the average precision; below slanted lines it is not."""
+    for path in page.locator('[data-chart="pr"] svg[role=img] path').all():
+        assert set(path.get_attribute("d")) <= set("MVH 0123456789.")
+    page.set_viewport_size({"width": 390, "height": 844})
+    for chart in page.locator('[data-chart="loss"], [data-chart="validation"]').all():
+        name = chart.locator("svg text[transform]").bounding_box()
+        for number in chart.locator('svg text[text-anchor="end"]').all():
+            assert number.bounding_box()["x"] >= name["x"] + name["width"] - 1
+
+
 def test_charts_are_drawn_and_legends_hide_their_series(page):
     for kind in ("loss", "roc", "pr", "calibration", "tsne", "som", "deletion"):
         host = page.locator(f'[data-chart="{kind}"]').first
@@ -237,6 +249,66 @@ def test_charts_are_drawn_and_legends_hide_their_series(page):
     page.keyboard.press("Space")
     assert button.get_attribute("aria-pressed") == "false"
     assert roc.locator("svg g:visible").count() == 2
+
+
+HOSTILE = (
+    *(
+        "Normal",
+        "</script><img src=x onerror=alert(1)>",
+        "\u202egnp.exe\u200f \u0627\u0644",
+        "x" * 300,
+    ),
+    *("\" onload='alert(1)' `", "__proto__", "constructor"),
+)
+
+
+@pytest.mark.parametrize(
+    ("labels", "images", "exclusive"),
+    [
+        (HOSTILE, 30, True),
+        (tuple(f"A rather long name of a label, number {i}" for i in range(60)), 60, True),
+        (("COVID-19",), 12, False),
+        (LABELS, 2, True),
+        (LABELS, 1, True),
+    ],
+)
+def test_odd_labels_and_few_images_stay_in_their_place(
+    browser, tmp_path, monkeypatch, labels, images, exclusive
+):
+    make_dataset(tmp_path / "shards" / "toy")
+    run = make_run(tmp_path / "run", tmp_path / "shards")
+    truth = np.eye(len(labels), dtype=np.int8)[np.arange(images) % len(labels)]
+    scores = np.random.default_rng(0).random(truth.shape)
+    keys = tuple(f"{labels[i % len(labels)]} {i}" for i in range(images))
+    meta = {"view": keys}
+    evaluate_run(run, Joined(keys, labels, exclusive, truth, scores, None, meta, True))
+    image = image_webp(np.zeros((16, 16), np.uint8))
+    layer = to_layer("gradcam", labels[0], np.ones((16, 16), np.float32))
+    tiles = [
+        Picture(key, (name,), name, 0.5, True, image, (layer,)) for key in keys for name in labels
+    ]
+    monkeypatch.setattr(
+        report_run, "_gallery", lambda *_: (Gallery(labels, tiles[:9], 9), [*labels])
+    )
+    path = write_report(ReportConfig((run,), tmp_path / "report.html"))
+    complaints, asked = [], []
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in page.locator(".matrix thead th").all():
+        assert name.evaluate("node => node.scrollWidth <= node.clientWidth + 1")
+    page.locator(".open").nth(min(2, len(labels) - 1)).click()
+    if labels == HOSTILE:
+        assert page.locator("#viewer-title").inner_text() == (
+            "\\u202egnp.exe\u200f \u0627\u0644 50.0 % (wrong)"
+        )
+        assert "\u202e" not in page.locator("body").inner_text()
+    page.close()
+    assert complaints == []
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
 
 
 @pytest.mark.parametrize("width", [360, 400, 768, 1600])

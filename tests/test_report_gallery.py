@@ -17,9 +17,10 @@ from serve.gallery import (
     choose_with,
     make_gallery,
     read_images,
+    without_lost,
     wrong_calls,
 )
-from serve.predictions import Joined
+from serve.predictions import Joined, PredictionTable
 from serve.report import ReportConfig, write_report
 from serve.report_maps import NAME, StoredMap, image_webp, load_layer, stored_maps, to_layer
 from serve.split_images import SplitImages
@@ -52,6 +53,8 @@ def test_choose_takes_wrong_calls_first_then_each_label_in_turn():
     assert choose(truth, probabilities, 99).tolist() == [5, 1, 0, 3, 6, 2, 4, 7]
     assert choose(truth, probabilities, 0).tolist() == []
     assert choose(truth, probabilities, 2).tolist() == [5, 0]
+    # Where there are no right calls, wrong ones take their place.
+    assert choose(truth[[1, 5]], probabilities[[1, 5]], 2).tolist() == [1, 0]
     explained = np.isin(np.arange(8), [1, 7])
     assert choose_with(truth, probabilities, explained, 5).tolist() == [5, 1, 7, 0, 3]
     # Of more than fit, those that would be chosen without maps.
@@ -97,7 +100,7 @@ def test_an_image_that_does_not_decode_is_one_line_of_the_gallery_and_of_the_exp
 
 
 def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypatch):
-    folder, _ = dataset
+    folder, manifest = dataset
     stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
     truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
     probabilities = np.where(truth == 1, 0.8, 0.1)
@@ -106,7 +109,7 @@ def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypa
     explained = tmp_path / "explain"
     explain(explained, "image-5")
     joined = join_arrays(truth, probabilities)
-    found = make_gallery(folder, folder, "test", joined, 4, explained)
+    found = make_gallery(folder, folder, manifest, "test", joined, 4, explained)
     assert found.wrong == 1
     assert [p.key for p in found.pictures] == ["image-4", "image-5", "image-3", "image-1"]
     assert [p.wrong for p in found.pictures] == [True, False, False, False]
@@ -119,13 +122,13 @@ def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypa
 
 
 def test_what_cannot_be_read_is_named_and_the_others_are_shown(dataset, tmp_path, monkeypatch):
-    folder, _ = dataset
+    folder, manifest = dataset
     stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
     truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
     joined = join_arrays(truth, np.where(truth == 1, 0.8, 0.1))
     damage_image_4(folder)
     explain(tmp_path, "image-5", heat=np.ones((8, 8), np.float32))
-    found = make_gallery(folder, folder, "test", joined, 6, tmp_path)
+    found = make_gallery(folder, folder, manifest, "test", joined, 6, tmp_path)
     assert {one.key for one in found.pictures} == {f"image-{i}" for i in (0, 1, 2, 3, 5)}
     assert [len(one.layers) for one in found.pictures] == [1] * 5
     image, heat = found.omitted
@@ -135,20 +138,44 @@ def test_what_cannot_be_read_is_named_and_the_others_are_shown(dataset, tmp_path
     assert "explain again" in heat
 
 
-def test_a_gallery_without_pictures_says_why(tmp_path, monkeypatch):
+def test_a_lost_shard_takes_its_own_images_alone(dataset, tmp_path, monkeypatch):
+    folder, manifest = dataset
+    assert without_lost(folder, manifest, "test") == (manifest, [])
+    stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
+    truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
+    joined = join_arrays(truth, np.where(truth == 1, 0.8, 0.1))
+    table = PredictionTable(joined.keys, LABELS, joined.probabilities, (None,) * 6)
+    monkeypatch.setattr(report_run, "read_predictions", lambda _: table)
     write_json(tmp_path / "scores.json", {})
-    for name in ("read_predictions", "read_label_table", "join"):
+    folders = report_run.Folders(*[tmp_path] * 8)
+    (folder / "test/toy-test-0.tar").unlink()
+    found, lines = report_run._gallery(folders, folder, 6, report_run.Part({}))
+    assert {one.key for one in found.pictures} == {"image-3", "image-4", "image-5"}
+    assert lines[0] == (
+        f"3 of 6 images cannot be shown: {folder / 'test/toy-test-0.tar'} is missing."
+    )
+    (folder / "test/toy-test-1.idx").unlink()
+    found, lines = report_run._gallery(folders, folder, 6, report_run.Part({}))
+    assert found is None
+    assert len(lines) == 1
+    assert lines[0].startswith("6 of 6 images cannot be shown:")
+    assert lines[0].endswith("is missing (the first of 2 lost shards).")
+
+
+def test_a_gallery_without_pictures_says_why(dataset, tmp_path, monkeypatch):
+    write_json(tmp_path / "scores.json", {})
+    for name in ("read_predictions", "join"):
         monkeypatch.setattr(report_run, name, lambda *_: None)
     folders = report_run.Folders(*[tmp_path] * 8)
     for omitted, told in (((), ["No images: there is none"]), (("image-4 is gone.",), ["image-4"])):
         made = Gallery(LABELS, [], 0, omitted)
         monkeypatch.setattr(report_run, "make_gallery", lambda *_, made=made: made)
-        _, lines = report_run._gallery(folders, tmp_path, 6, report_run.Part({}))
+        _, lines = report_run._gallery(folders, dataset[0], 6, report_run.Part({}))
         assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
 
 
 def test_a_stored_grad_cam_of_the_call_is_not_made_again(dataset, tmp_path, monkeypatch):
-    folder, _ = dataset
+    folder, manifest = dataset
     stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
     truth = np.eye(3, dtype=np.int8)[np.arange(6) % 3]
     joined = join_arrays(truth, np.where(truth == 1, 0.8, 0.1))
@@ -156,7 +183,7 @@ def test_a_stored_grad_cam_of_the_call_is_not_made_again(dataset, tmp_path, monk
     kept = {}
     for label in (LABELS[2], LABELS[0]):  # of image-5's call, and of another label
         explain(tmp_path, "image-5", heat=heat, method="gradcam", label=label)
-        found = make_gallery(folder, folder, "test", joined, 6, tmp_path)
+        found = make_gallery(folder, folder, manifest, "test", joined, 6, tmp_path)
         assert [len(one.layers) for one in found.pictures] == [1] * 6
         kept[label] = next(one for one in found.pictures if one.key == "image-5").layers[0]
     assert kept[LABELS[2]] == to_layer("gradcam", LABELS[2], heat)

@@ -5,7 +5,7 @@ from test_archives import write_folder
 from test_score import config, rows
 from test_score_inputs import dicom
 
-from serve.explain.subjects import Where, choose_scored, from_archives
+from serve.explain.subjects import Where, choose_scored, from_archives, from_files
 from serve.score import score
 from shards.console import UserError
 
@@ -20,7 +20,20 @@ def test_scored_dicom_files_are_found_by_their_names_and_without(tmp_path, capsy
     found = {one.key: one.data for one in from_archives([folder], keys, tmp_path / "out")}
     assert set(found) == set(keys)
     assert set(found.values()) == {dicom(i) for i in range(3)}
-    assert "in none of these archives" not in capsys.readouterr().err
+    assert "cannot be read" not in capsys.readouterr().err
+
+
+def test_images_that_vanished_are_counted_and_the_first_is_named(tmp_path, capsys):
+    folder = write_folder(tmp_path / "f", {f"{i}.png": b"" for i in range(3)})
+    keys = ["2", "z", "0", "a"]  # in the order of the scores
+    assert [one.key for one in from_archives([folder], keys, tmp_path / "scores.csv")] == ["0", "2"]
+    told = "2 of the 4 chosen images cannot be read from these archives, the first of them z;"
+    assert told in capsys.readouterr().err
+    gone = [folder / "0.png", folder / "x.png", folder / "y.png"]
+    with pytest.raises(
+        UserError, match=r"no file .*x\.png \(2 of 3 are missing\); name image files"
+    ):
+        from_files(gone)
 
 
 def test_rows_that_lack_a_score_are_not_chosen(tmp_path):

@@ -80,10 +80,12 @@ def parse_where(text: str) -> Where:
 def from_files(paths: Sequence[Path]) -> Iterator[Subject]:
     """The files, in order. UserError before the first one is read when one is missing or too large,
     or when two would have the same key."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        more = f" ({len(missing)} of {len(paths)} are missing)" if len(missing) > 1 else ""
+        raise UserError(f"no file {missing[0]}{more}; name image files (not folders or archives)")
     taken: dict[str, Path] = {}
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"no file {path}; name image files (not folders or archives)")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{path} has over {MAX_FILE_BYTES} bytes; that is no radiograph")
         key = _key_of_file(path)
@@ -106,23 +108,30 @@ def _key_of_file(path: Path) -> str:
 
 def from_archives(paths: Sequence[Path], keys: Sequence[str], scores: Path) -> Iterator[Subject]:
     """The images of these keys of the scores in archives and folders, which are read as serve score
-    read them. A warning counts the keys that none of them has. UserError when a path is missing."""
+    read them. A warning counts the keys that none of them has and names the first. UserError when a
+    path is missing."""
     # A table does not say whether --keep-names was there.
     keep_names = scores.is_dir() and bool(ScoreFolder(scores).request().get("keep_names"))
     archives = find_archives(paths, keep_names=keep_names)
-    return _archived(archives, set(keys), keep_names)
+    return _archived(archives, dict.fromkeys(keys), keep_names)
 
 
-def _archived(archives: Sequence[Archive], wanted: set[str], keep_names: bool) -> Iterator[Subject]:
+def _archived(
+    archives: Sequence[Archive], wanted: dict[str, None], keep_names: bool
+) -> Iterator[Subject]:
+    chosen = len(wanted)
     for archive in archives:
         for chunk in archive_chunks(archive, lambda unit: False, None, keep_names=keep_names):
             for one in chunk.inputs:
                 if one.key in wanted and isinstance(one.data, bytes):
-                    wanted.remove(one.key)
+                    del wanted[one.key]
                     yield Subject(one.key, one.member, one.data)
             if not wanted:
                 return
-    warn(f"{len(wanted)} of the chosen images are in none of these archives: {min(wanted)}, ...")
+    warn(
+        f"{len(wanted)} of the {chosen} chosen images cannot be read from these archives, the "
+        f"first of them {next(iter(wanted))}; name the archives that were scored, as they were then"
+    )
 
 
 def from_shards(folder: Path, split: str, keys: Sequence[str] | None = None) -> Iterator[Subject]:

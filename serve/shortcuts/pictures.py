@@ -106,7 +106,10 @@ def source_figure(found: SourceResult) -> Figure:
     for y, one in enumerate(found.sources):
         estimate_bar(left, y, one.auroc, COLOURS[0])
     left.set_yticks(range(len(names)), names, fontsize=8)
-    left.set(xlim=(0.4, 1.02), ylim=(len(names) - 0.5, -0.5), xlabel="AUROC of a small model")
+    areas = [one.auroc for one in found.sources]
+    lowest = min(one.value if one.low is None else one.low for one in areas)
+    left.set(xlim=(min(0.4, lowest - 0.02), 1.02), ylim=(len(names) - 0.5, -0.5))
+    left.set_xlabel("AUROC of a small model")
     start = np.zeros(len(labels))
     for i, one in enumerate(found.sources):
         counts = np.array([one.labels.get(label, 0) for label in labels])
