@@ -29,8 +29,8 @@ from ingest.synthetic import write_chestxray14, write_covid_radiography
 from ingest.tables import read_rows
 from shards import console
 from shards.manifest import Manifest
-from shards.remote import url_paths
 from shards.stats import count_table, print_left_out, stdout
+from shards.urls import url_paths
 from shards.verify import find_datasets, headless
 
 Action = Callable[[], None]  # what a parsed command line asks for

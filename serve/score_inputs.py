@@ -11,7 +11,8 @@ from typing import Any, cast
 from serve.archives import Archive, Kind, is_archive_name, kind_of, place_of, walk_files
 from serve.entries import is_input
 from shards.console import UserError
-from shards.remote import is_remote, path_of
+from shards.remote import is_remote
+from shards.urls import path_of
 
 LIST_SIGN = "@"
 _SHARD = re.compile(r"[a-z0-9-]+-(train|val|test)-\d{6}\.tar")  # as ingest calls them

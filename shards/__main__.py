@@ -9,9 +9,10 @@ import tyro
 from shards import console
 from shards.listing import find, picture, print_list, print_sample
 from shards.manifest import check_shards, load_manifest
-from shards.remote import is_remote, url_paths
+from shards.remote import is_remote
 from shards.sheet import contact_sheet
 from shards.stats import print_stats
+from shards.urls import url_paths
 from shards.verify import (
     RETRIED,
     count_samples,

@@ -30,7 +30,7 @@ from shards.console import RunFailed, UserError
 from shards.dicom_header import DicomHeader, read_header
 from shards.manifest import Manifest
 from shards.reader import read_split
-from shards.remote import path_of
+from shards.urls import path_of
 from shards.verify import verify_dataset
 
 

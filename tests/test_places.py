@@ -20,7 +20,7 @@ from ingest.sources.dicom import Dicom, DicomConfig
 from ingest.sources.folders import Folders, FoldersConfig
 from ingest.sources.table import Table, TableConfig
 from shards.console import UserError
-from shards.remote import path_of
+from shards.urls import path_of
 
 
 @pytest.fixture
