@@ -149,7 +149,9 @@ def _retry(config: RetryConfig) -> None:
     for folder in folders:
         try:
             if len(folders) > 1 and not read_rows(folder / QUARANTINE):
-                continue  # it may be a merged set, which no command made
+                # It may be a merged set, which no command made.
+                console.stderr.print(f"{folder}: nothing in quarantine", soft_wrap=True)
+                continue
             _retry_one(folder)
         except (console.UserError, console.RunFailed) as error:
             if len(folders) == 1:
@@ -179,6 +181,7 @@ def _parse(arguments: list[str]) -> Action:
         "merge": _plain(MergeConfig, _merge),
         "retry": _plain(RetryConfig, _retry),
     }
+    console.check_command(arguments, commands)
     action: Action = console.parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -1,5 +1,6 @@
 """Looking at finished shards. Run: python -m shards verify | stats | ls | show | sheet DIR"""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -147,6 +148,7 @@ def main() -> None:
         "show": show,
         "sheet": sheet,
     }
+    console.check_command(sys.argv[1:], commands)
     action: Action = console.parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands,
