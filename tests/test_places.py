@@ -152,6 +152,12 @@ def test_a_file_that_comes_later_is_not_published_either(
     assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
 
 
+def test_a_file_is_no_place(tmp_path: Path):
+    (tmp_path / "file").touch()
+    said = refused(classes(tmp_path / "src"), config(tmp_path / "file"))
+    assert said == f"--out {tmp_path / 'file'} is a file; name a folder"
+
+
 def test_the_command_says_it_in_one_line(tmp_path: Path):
     classes(tmp_path / "folders")
     before = tree(tmp_path)
