@@ -35,6 +35,7 @@ _OF_THE_DISK = {
     errno.EINVAL,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EFBIG,  # beyond ulimit -f, or what the file system can hold
     errno.EIO,
     errno.ESTALE,
 }
