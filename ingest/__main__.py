@@ -29,7 +29,7 @@ from ingest.synthetic import write_chestxray14, write_covid_radiography
 from ingest.tables import read_rows
 from shards import console
 from shards.manifest import Manifest
-from shards.stats import count_table, print_left_out, stdout
+from shards.stats import count_table, print_left_out, print_table
 from shards.urls import url_paths
 from shards.verify import find_datasets, headless
 
@@ -81,7 +81,7 @@ def write_synthetic(config: SyntheticConfig) -> None:
 
 def print_summary(manifest: Manifest, folder: Path) -> None:
     """Images per class and split, and what was left out, on standard output."""
-    stdout.print(count_table(manifest, folder))
+    print_table(count_table(manifest), manifest, folder)
     print_left_out(manifest)
 
 
