@@ -67,6 +67,12 @@ def test_the_shards_are_those_of_an_ingest_with_these_settings(
     assert load_manifest(target).excluded == load_manifest(fresh).excluded
 
 
+def test_several_labels_of_an_image_stand_in_the_same_order(tiny_shards: Path, tmp_path: Path):
+    target = again(tiny_shards / "chestxray14", out=tmp_path)
+    table = (tiny_shards / "chestxray14/samples.parquet").read_bytes()
+    assert (target / "samples.parquet").read_bytes() == table
+
+
 def test_in_place(folder: Path):
     before = members(folder)
     old = shards(folder)
