@@ -6,6 +6,7 @@ And `demo`: the whole way once, on synthetic radiographs.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Callable[..., Action]] = {
 
 
 def main() -> None:
+    console.check_command(sys.argv[1:], COMMANDS)
     action: Action = console.parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

@@ -29,8 +29,8 @@ from ingest.synthetic import write_chestxray14, write_covid_radiography
 from ingest.tables import read_rows
 from shards import console
 from shards.manifest import Manifest
-from shards.remote import url_paths
-from shards.stats import count_table, print_left_out, stdout
+from shards.stats import count_table, print_left_out, print_table
+from shards.urls import url_paths
 from shards.verify import find_datasets, headless
 
 Action = Callable[[], None]  # what a parsed command line asks for
@@ -81,7 +81,7 @@ def write_synthetic(config: SyntheticConfig) -> None:
 
 def print_summary(manifest: Manifest, folder: Path) -> None:
     """Images per class and split, and what was left out, on standard output."""
-    stdout.print(count_table(manifest, folder))
+    print_table(count_table(manifest), manifest, folder)
     print_left_out(manifest)
 
 
@@ -149,7 +149,9 @@ def _retry(config: RetryConfig) -> None:
     for folder in folders:
         try:
             if len(folders) > 1 and not read_rows(folder / QUARANTINE):
-                continue  # it may be a merged set, which no command made
+                # It may be a merged set, which no command made.
+                console.stderr.print(f"{folder}: nothing in quarantine", soft_wrap=True)
+                continue
             _retry_one(folder)
         except (console.UserError, console.RunFailed) as error:
             if len(folders) == 1:
@@ -179,6 +181,7 @@ def _parse(arguments: list[str]) -> Action:
         "merge": _plain(MergeConfig, _merge),
         "retry": _plain(RetryConfig, _retry),
     }
+    console.check_command(arguments, commands)
     action: Action = console.parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -72,7 +72,8 @@ def assemble(
         shards = write_shards(folder, head, plans, images, journal / JOURNAL, advance)
     splits = count_splits(choice.kept, head.vocabulary)
     rows = [*head.excluded, *(excluded_row(e) for e in choice.excluded)]
-    write_samples(folder, [sample_row(k, plan.name) for plan in plans for k in plan.samples])
+    names = head.vocabulary.names
+    write_samples(folder, [sample_row(k, plan.name, names) for plan in plans for k in plan.samples])
     write_excluded(folder, rows)
     write_lists(folder, choice.kept, splits)
     write_page(folder, head.dataset, choice, images)

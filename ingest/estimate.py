@@ -44,6 +44,7 @@ class Estimate:
     measured: int
     workers: int
     missing: str | None = None
+    missing_allowed: bool = False
 
 
 def estimate(source: Source, config: IngestConfig) -> Estimate:
@@ -77,6 +78,7 @@ def estimate(source: Source, config: IngestConfig) -> Estimate:
         len(sizes),
         config.workers,
         missing.text if missing else None,
+        config.allow_missing,
     )
 
 
@@ -126,7 +128,8 @@ def print_estimate(found: Estimate) -> None:
     for reason, count in sorted(found.excluded.items()):
         stdout.print(f"left out: {count} {reason}")
     if found.missing:
-        stdout.print(f"missing: {found.missing}; the run needs --allow-missing to go on without")
+        way = "" if found.missing_allowed else "; the run needs --allow-missing to go on without"
+        stdout.print(f"missing, though counted above: {found.missing}{way}")
     stdout.print("note: damaged and duplicate images show up only in the run itself")
     if not found.measured:
         raise RunFailed("none of the first images decodes; look at them before you ingest")

@@ -70,7 +70,8 @@ def check_name(name: str) -> str:
 def require_folder(src: Path, what: str) -> None:
     """UserError when there is no such folder."""
     if not src.is_dir():
-        raise UserError(f"no folder {src}; --src names {what}")
+        wrong = f"{src} is a file, no folder" if src.exists() else f"no folder {src}"
+        raise UserError(f"{wrong}; --src names {what}")
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:

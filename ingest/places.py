@@ -43,6 +43,8 @@ def check_places(source: Source, config: IngestConfig) -> Path:
                     f"{option} {place}: the ingest would write to {folder}, which {relation} "
                     f"{read}, which it reads; name a folder outside"
                 )
+    if here.exists() and not here.is_dir():
+        raise UserError(f"--out {here} is a file; name a folder")
     source.check(here, config.format)
     return here
 

@@ -112,7 +112,12 @@ def _resplit(folder: Path, config: ResplitConfig) -> tuple[Path, Manifest]:
         if not in_place and _is_done(target, None, settings):
             return target, load_manifest(target)  # by another run, since this one looked
         (work / SPOOL).mkdir(parents=True, exist_ok=True)
-        manifest = _write(folder, work, old, settings, split, lists, config)
+        try:
+            manifest = _write(folder, work, old, settings, split, lists, config)
+        except UserError:
+            if in_place:
+                shutil.rmtree(work.parent)
+            raise
         shutil.rmtree(work / SPOOL)
         hand_on(folder, target)
         if in_place:
@@ -123,9 +128,15 @@ def _resplit(folder: Path, config: ResplitConfig) -> tuple[Path, Manifest]:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """No other ingest, retry or resplit writes to the data set in the meantime."""
-    (folder / SPOOL).mkdir(parents=True, exist_ok=True)
-    with lock(folder / SPOOL):
-        yield
+    spool = folder / SPOOL
+    spool.mkdir(parents=True, exist_ok=True)
+    with lock(spool) as held:
+        try:
+            yield
+        except BaseException:  # a run that fails leaves a finished set as it was
+            if (folder / MANIFEST).exists() and [*spool.glob("*")] == [Path(held.name)]:
+                shutil.rmtree(spool)
+            raise
 
 
 def new_split(old: Manifest, config: ResplitConfig) -> SplitConfig:
@@ -249,6 +260,16 @@ def _swap(folder: Path) -> None:
     folder.rename(work.parent / "old")
     work.rename(folder)
     shutil.rmtree(work.parent)
+
+
+def refuse_cut(folder: Path) -> None:
+    """UserError when a kill cut the swap of this data set in two, which _recover completes."""
+    place = _work(folder).parent
+    if (place / "old").exists() and not (folder / MANIFEST).exists():
+        raise UserError(
+            f"a resplit of {folder} was cut short, and the finished set lies in {place}; the same "
+            "resplit again puts it back (or remove that folder to ingest anew)"
+        )
 
 
 def _recover(folder: Path) -> None:

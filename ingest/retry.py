@@ -309,5 +309,5 @@ def _write_shards(
         for plan in plans:
             samples = plan_samples(plan, old.vocabulary, spool, advance)
             shards.append(write_shard(folder / plan.split / plan.name, plan.split, samples))
-            rows += [sample_row(kept, plan.name) for kept in plan.samples]
+            rows += [sample_row(kept, plan.name, old.labels) for kept in plan.samples]
     return shards, rows

@@ -42,6 +42,7 @@ from ingest.record import (
 from ingest.redact import by_file, cover
 from ingest.redact import settings as redact_settings
 from ingest.remote import begin, finish, read_ahead, upload
+from ingest.resplit import refuse_cut
 from ingest.split import assign_splits
 from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import Entry, Spool, differences, remove_spool
@@ -90,6 +91,7 @@ def _make(
     target: Path,
 ) -> Manifest:
     """The data set in a local folder. target: where it will be."""
+    refuse_cut(folder)
     if config.engine == "local":
         fork_server()  # it imports while the next lines look at the source
     encoding = config.encode_config()

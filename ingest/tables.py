@@ -41,14 +41,15 @@ _EXCLUDED_SCHEMA = pa.schema(
 )
 
 
-def sample_row(kept: Kept, shard: str) -> dict[str, Any]:
-    """A row of samples.parquet."""
+def sample_row(kept: Kept, shard: str, names: Sequence[str]) -> dict[str, Any]:
+    """A row of samples.parquet. names: the vocabulary's, whose order the labels get: a resplit
+    knows no other one."""
     record, entry = kept.record, kept.entry
     return {
         "key": record.key,
         "split": kept.split,
         "shard": shard,
-        "labels": list(record.labels),
+        "labels": [name for name in names if name in record.labels],
         "patient": record.patient,
         "view": record.view,
         "age": record.age,

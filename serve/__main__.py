@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 
 from shards.console import UserError, parse, run
-from shards.remote import url_paths
+from shards.urls import url_paths
 
 # Imported when asked for: scoring and evaluation need no torch, and start in a second without it.
 COMMANDS = {

@@ -11,7 +11,8 @@ from serve.archives import Archive, Kind, kind_of, place_of, walk_files
 from serve.entries import is_input, is_packed
 from serve.score_folder import MARKS
 from shards.console import UserError
-from shards.remote import is_remote, path_of
+from shards.remote import is_remote
+from shards.urls import path_of
 
 LIST_SIGN = "@"
 _SHARD = re.compile(r"[a-z0-9-]+-(train|val|test)-\d{6}\.tar")  # as ingest calls them

@@ -21,7 +21,7 @@ from serve.figures import COLOURS, new_figure, to_png
 from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder
 from serve.score_inputs import find_archives
 from shards.console import RunFailed, UserError, one_line
-from shards.remote import path_of
+from shards.urls import path_of
 from shards.writer import write_atomic
 
 HISTOGRAM_FILE, SHEET_FILE = "summary.png", "top.png"

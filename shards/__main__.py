@@ -1,5 +1,6 @@
 """Looking at finished shards. Run: python -m shards verify | stats | ls | show | sheet DIR"""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +10,10 @@ import tyro
 from shards import console
 from shards.listing import find, picture, print_list, print_sample
 from shards.manifest import check_shards, load_manifest
-from shards.remote import is_remote, url_paths
+from shards.remote import is_remote
 from shards.sheet import contact_sheet
 from shards.stats import print_stats
+from shards.urls import url_paths
 from shards.verify import (
     RETRIED,
     count_samples,
@@ -146,6 +148,7 @@ def main() -> None:
         "show": show,
         "sheet": sheet,
     }
+    console.check_command(sys.argv[1:], commands)
     action: Action = console.parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -4,7 +4,7 @@ import errno
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from types import FrameType
 from typing import TypeVar
@@ -35,6 +35,7 @@ _OF_THE_DISK = {
     errno.EINVAL,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EFBIG,  # beyond ulimit -f, or what the file system can hold
     errno.EIO,
     errno.ESTALE,
 }
@@ -97,10 +98,23 @@ def parse(read: Callable[[], T]) -> T:
 
 
 def _unboxed(text: str) -> str:
-    """The first part of tyro's box: '│ ... │' lines up to its first rule."""
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if set(line) <= {"─"}), len(lines))
-    return f"{' '.join(lines[:rule]) or text}; --help tells what there is"
+    """The first part of tyro's box of '│ ... │' lines, which rules divide, and of the others those
+    that name options. The options' own help, 8 columns in, is left to --help."""
+    parts: list[list[str]] = [[]]
+    for line in (line.strip("│")[1:].rstrip() for line in text.splitlines() if line[:1] == "│"):
+        if line and set(line) <= {"─"}:
+            parts.append([])
+        elif not line.startswith(" " * 8) and line.strip() != "[...]":
+            parts[-1].append(line.strip())
+    said = [" ".join(part) for part in parts if part]
+    named = [part for part in said[1:] if part.startswith(("Unrecognized", "Perhaps"))]
+    return "; ".join([*(said[:1] or [text]), *named, "--help tells what there is"])
+
+
+def check_command(arguments: Sequence[str], commands: Iterable[str]) -> None:
+    """UserError where the first word of a command line is none of the commands."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise UserError(f"no command {arguments[0]!r}; there are: {', '.join(commands)}")
 
 
 def fail(message: str, status: int) -> None:

@@ -1,36 +1,27 @@
 """Paths that are URLs: s3://bucket/folder, https://host/file and whatever else fsspec knows.
 
-`path_of(text)` gives a Path for a local path and a RemotePath for a URL. A RemotePath does what
-this project asks of a folder or file that it reads, and nothing silently on the local disk: it is
-no os.PathLike, so open() and os.walk() refuse it. Transient errors are tried again, with a limit.
+A RemotePath (`shards/urls.py` makes it of a text) does what this project asks of a folder or file
+that it reads, and nothing silently on the local disk: it is no os.PathLike, so open() and os.walk()
+refuse it. Transient errors are tried again, with a limit.
 """
 
 import errno
 import io
-import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
-from urllib.parse import quote, unquote, urlsplit
-
-import tyro
+from urllib.parse import quote, unquote
 
 from shards.console import RunFailed, UserError
 from shards.remote_errors import absent, attempt
 from shards.remote_file import RemoteFile
 
 T = TypeVar("T")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_HTTP = ("http", "https")
+HTTP = ("http", "https")
 # What is put into these is there whole or not at all; elsewhere a name is given at the end.
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
 _S3_LIMITS = {"chunksize": 2**24, "max_concurrency": 4}  # else 500 MB of memory per upload
-_EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of this project that brings its package
-# Of fsspec's: what lasts only as long as a process, and what lies around another file system.
-_NO_PLACES = ("memory", "data", "dir", "zip", "tar", "libarchive", "reference", "generic", "dask")
-_ONE_TRY = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # of botocore: else 5 within those
-_OPTIONS = {"s3": _ONE_TRY, "s3a": _ONE_TRY}
 _VERSIONS = ("ETag", "Last-Modified", "LastModified", "mtime", "created", "etag", "updated")
 
 
@@ -79,7 +70,7 @@ class RemotePath:
         parts = [part for part in str(other).split("/") if part not in ("", ".")]
         if ".." in parts:
             raise ValueError(f"a path with '..' below {self}")
-        if self.protocol in _HTTP:
+        if self.protocol in HTTP:
             parts = [quote(part) for part in parts]
         return self._at("/".join([self.path, *parts]))
 
@@ -95,7 +86,7 @@ class RemotePath:
         return PurePosixPath(*self.parts[len(other.parts) :])
 
     def __str__(self) -> str:
-        return self.path if self.protocol in _HTTP else f"{self.protocol}://{self.path.lstrip('/')}"
+        return self.path if self.protocol in HTTP else f"{self.protocol}://{self.path.lstrip('/')}"
 
     __repr__ = __str__
 
@@ -115,7 +106,7 @@ class RemotePath:
         return self._is("file")
 
     def is_dir(self) -> bool:
-        if self.protocol in _HTTP and self._info is None:
+        if self.protocol in HTTP and self._info is None:
             try:
                 return bool(self._attempt(lambda: self.fs.ls(self.path, detail=False)))
             except FileNotFoundError:
@@ -173,7 +164,7 @@ class RemotePath:
     ) -> Any:
         """For reading, as a stream that never holds more than a few blocks."""
         size = self.stat().st_size
-        if self.protocol in _HTTP:
+        if self.protocol in HTTP:
             if size <= RemoteFile.MAX_BYTES:
                 stream: Any = io.BytesIO(self.read_bytes())
             elif not self._gives_parts():
@@ -240,7 +231,7 @@ class RemotePath:
         return RemotePath(self.fs, self.protocol, path)
 
     def _plain(self, part: str) -> str:
-        return unquote(part) if self.protocol in _HTTP else part
+        return unquote(part) if self.protocol in HTTP else part
 
     @property
     def _url(self) -> str:
@@ -273,83 +264,11 @@ class RemotePath:
         return attempt(action, str(self))
 
 
-def place_of(text: str) -> Path:
-    """path_of() for what a user names: UserError for a URL at which nothing lies."""
-    protocol = text.partition("://")[0].lower()
-    if protocol in _NO_PLACES and _URL.match(text):
-        raise UserError(
-            f"{protocol}:// is no place where files stay; allowed: a folder, or a URL such as s3://"
-        )
-    return path_of(text)
-
-
 def check_writable(path: Path) -> None:
     """UserError for a URL that nothing can be written to."""
-    if is_remote(path) and path.protocol in _HTTP:
+    if is_remote(path) and path.protocol in HTTP:
         raise UserError(f"{path} cannot be written to; allowed: a folder, or a URL such as s3://")
 
 
 def is_remote(path: Any) -> TypeGuard[RemotePath]:
     return isinstance(path, RemotePath)
-
-
-def path_of(text: str) -> Path:
-    """A local Path, or for a URL a RemotePath, which does a Path's work where data sets are read.
-    UserError for a URL that nothing here can open, and for no text at all."""
-    if not text:
-        raise UserError("an empty path; name a file, a folder or a URL")
-    if not _URL.match(text):
-        return Path(text)
-    parts = urlsplit(text)
-    protocol = parts.scheme.lower()
-    shown = f"{protocol}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    if parts.password is not None:
-        raise UserError(
-            f"{shown} was given with a password, which logs would keep; leave it out, and set the "
-            "provider's environment variables or profile"
-        )
-    if protocol in ("file", "local"):
-        return Path(unquote(parts.path))
-    if parts.query and protocol not in _HTTP:
-        raise UserError(f"{shown} was given with a query; allowed: a plain URL of a folder or file")
-    fs = _file_system(protocol, shown)
-    fs.invalidate_cache()  # a command sees what is there when it begins
-    plain = text.partition("?")[0].partition("#")[0] if protocol in _HTTP else text
-    return cast(Path, RemotePath(fs, protocol, str(fs._strip_protocol(plain)), parts.query))
-
-
-def _file_system(protocol: str, shown: str) -> Any:
-    import fsspec  # 0.1 s, for those who name a URL
-
-    try:
-        return fsspec.filesystem(protocol, **_OPTIONS.get(protocol, {}))
-    except ValueError:
-        raise UserError(
-            f"{shown}: the protocol {protocol} is not known; known are s3, gs, abfs, http, https, "
-            "file and the others of fsspec"
-        ) from None
-    except (TypeError, OSError) as error:
-        raise UserError(f"{shown}: {error}; allowed: a folder, or a URL such as s3://") from None
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        way = f"pip install '.[{extra}]'" if extra else str(error)
-        raise UserError(f"{shown} needs a package that is not installed: {way}") from None
-
-
-def url_paths() -> tyro.constructors.ConstructorRegistry:
-    """For a command line whose paths may be URLs: pathlib alone would make s3:/x of s3://x."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def rule(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
-        if info.type is not Path:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=lambda texts: place_of(texts[0]),
-            is_instance=lambda value: isinstance(value, (Path, RemotePath)),
-            str_from_instance=lambda path: [str(path)],
-        )
-
-    return registry

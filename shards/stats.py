@@ -21,10 +21,10 @@ def split_names(manifest: Manifest) -> list[str]:
     return known + sorted(set(manifest.splits) - set(known))
 
 
-def count_table(manifest: Manifest, folder: Path) -> Table:
+def count_table(manifest: Manifest) -> Table:
     """Images per label and split, and the size of each split."""
     splits = split_names(manifest)
-    table = Table("images", title=f"{manifest.dataset} ({folder})", title_justify="left")
+    table = Table("images")
     for split in splits:
         table.add_column(split, justify="right")
     for label in manifest.labels:
@@ -35,6 +35,12 @@ def count_table(manifest: Manifest, folder: Path) -> Table:
     table.add_row("MB", *(f"{size / 1e6:.1f}" for size in sizes))
     table.add_row("shards", *(str(len(manifest.of_split(s))) for s in splits))
     return table
+
+
+def print_table(table: Table, manifest: Manifest, folder: Path) -> None:
+    """The table below its data set's name and place, in a line that can be copied."""
+    stdout.print(f"{manifest.dataset} ({folder})", soft_wrap=True)
+    stdout.print(table)
 
 
 def print_left_out(manifest: Manifest) -> None:
@@ -49,7 +55,7 @@ def print_left_out(manifest: Manifest) -> None:
 
 def print_stats(folder: Path, manifest: Manifest) -> None:
     """The table with patients and sources, which only the samples themselves know."""
-    table = count_table(manifest, folder)
+    table = count_table(manifest)
     patients, unknown, sources = [], [], set()
     for split in split_names(manifest):
         metas = list(_metas(folder, manifest, split))
@@ -58,7 +64,7 @@ def print_stats(folder: Path, manifest: Manifest) -> None:
         sources |= {m.source for m in metas}
     table.add_row("patients", *patients)
     table.add_row("of unknown patients", *unknown)
-    stdout.print(table)
+    print_table(table, manifest, folder)
     stdout.print(f"sources: {', '.join(sorted(sources))}")
     side = manifest.shorter_side or "as in the source"
     stdout.print(f"images: .{manifest.image_extension}, shorter side {side}")

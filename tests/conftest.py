@@ -1,6 +1,8 @@
 """Fixtures that every room's tests share."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,21 @@ def tiny_shards(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     selection = SelectionConfig(test_per_class=3, exclude=covid / "exclude.txt")
     ingest(select(CovidRadiography(CovidRadiographyConfig(covid)), selection), config)
     return out
+
+
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A network of seconds as densenet121, one thread (bits depend on it), and the signals as they
+    were."""
+    import torch
+    import torchvision
+    from tiny_training import tiny_densenet
+
+    monkeypatch.setattr(torchvision.models, "densenet121", tiny_densenet)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

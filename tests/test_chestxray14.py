@@ -78,6 +78,9 @@ def test_bad_tables_are_named(tmp_path: Path, table: str, message: str):
 def test_missing_folder_table_and_images(tmp_path: Path):
     with pytest.raises(UserError, match="no folder"):
         ChestXray14(ChestXray14Config(tmp_path / "nowhere"))
+    (tmp_path / "nih.zip").touch()
+    with pytest.raises(UserError, match=r"nih\.zip is a file, no folder; --src names the folder"):
+        ChestXray14(ChestXray14Config(tmp_path / "nih.zip"))
     with pytest.raises(UserError, match="no Data_Entry_2017_v2020"):
         ChestXray14(ChestXray14Config(tmp_path))
     (tmp_path / "Data_Entry_2017.csv").write_text(HEADER_2020)

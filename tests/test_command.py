@@ -64,6 +64,7 @@ def test_every_data_set_is_retried_that_can_be(
     ]
     assert sum("could not be retried" in line for line in said) == 2
     assert any(line.startswith("again: folders --src") for line in said)
+    assert f"{out / 'd'}: nothing in quarantine" in said
     with pytest.raises(UserError, match="is not remembered"):
         _retry(RetryConfig((out / "a",)))
     (out / "d/manifest.json").unlink()

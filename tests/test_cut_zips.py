@@ -16,7 +16,7 @@ from serve import entries
 from serve.entries import ArchiveDamaged
 from serve.score import score
 from shards.console import RunFailed
-from shards.remote import path_of
+from shards.urls import path_of
 
 RANDOM = random.Random(0)
 MEMBERS = {f"{i}/ä{i}.png": RANDOM.randbytes(RANDOM.randrange(400)) * 2 for i in range(12)}

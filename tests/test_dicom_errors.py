@@ -13,7 +13,7 @@ from ingest import __main__ as command
 from ingest.run import ingest
 from ingest.sources.dicom import Dicom, DicomConfig
 from shards import console
-from shards.remote import path_of
+from shards.urls import path_of
 
 NAME = "Doe^John"
 

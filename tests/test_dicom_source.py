@@ -1,15 +1,12 @@
 """ingest.sources.dicom: which files become records, their labels, and what is left out."""
 
 import hashlib
-import os
 import shutil
 import tarfile
 import zipfile
 from pathlib import Path
 
-import cv2
 import fsspec
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dicom_maker import make_dicom, picture, table, to_bytes, write
@@ -17,20 +14,17 @@ from ingest_runs import tree
 
 from ingest.config import IngestConfig
 from ingest.dicom_files import found_files
-from ingest.dicom_meta import BURNT_IN, age_of, is_cut_short, view_of
+from ingest.dicom_meta import BURNT_IN
 from ingest.estimate import estimate
 from ingest.pseudonym import Pseudonyms, load_key
-from ingest.record import Source
 from ingest.retry import retry
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from ingest.sources.dicom import Dicom, DicomConfig
-from shards.codec import BadImage
-from shards.console import RunFailed, UserError
-from shards.dicom_header import DicomHeader, read_header
+from shards.console import UserError
 from shards.manifest import Manifest
 from shards.reader import read_split
-from shards.remote import path_of
+from shards.urls import path_of
 from shards.verify import verify_dataset
 
 
@@ -179,36 +173,6 @@ def _counts(manifest: Manifest) -> int:
     return sum(split.samples for split in manifest.splits.values())
 
 
-@pytest.mark.parametrize(
-    ("elements", "view"),
-    [
-        ({"view": "PA"}, "PA"),
-        ({"view": "AP SUPINE"}, "AP"),
-        ({"view": "LATERAL"}, "L"),
-        ({"view": "LLD"}, "decubitus"),
-        ({"view": "", "view_meaning": "postero-anterior"}, "PA"),
-        ({"view_meaning": "antero-posterior oblique"}, "oblique"),
-        ({"view_meaning": "left lateral"}, "L"),
-        ({"orientation": "A\\F"}, "L"),
-        ({"orientation": "L\\F"}, None),
-        ({"image_laterality": "R"}, "L"),
-        ({"view": "PA", "image_laterality": "L"}, "PA"),
-        ({"series_laterality": "U", "view": "?"}, None),
-        ({}, None),
-    ],
-)
-def test_views(elements, view):
-    assert view_of(DicomHeader(**elements)) == view
-
-
-@pytest.mark.parametrize(
-    ("text", "years"),
-    [("058Y", 58), ("62", 62), ("009M", 0), ("107Y", 90), ("", None), ("old", None)],
-)
-def test_ages(text, years):
-    assert age_of(text) == years
-
-
 def test_the_key_file(tmp_path: Path):
     key = load_key(tmp_path / "key")
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
@@ -225,62 +189,6 @@ def test_the_key_file(tmp_path: Path):
     with pytest.raises(UserError, match="cannot make the key"):
         load_key(tmp_path / "no folder/key")
     assert Pseudonyms(key).of("a", "b") != Pseudonyms(key).of("a", "b", "")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_tables_are_utf_8_or_latin_1(tmp_path: Path, encoding: str):
-    src = tmp_path / "src"
-    write(src / "Müller.dcm", picture(0), bits=12, SOPInstanceUID="1.2.0")
-    old = Path(os.fsdecode(os.fsencode(src / "B") + b"\xf6hm.dcm"))  # of a file system in Latin-1
-    write(old, picture(1), bits=12, SOPInstanceUID="1.2.1")
-    write(src / "c.dcm", picture(2), bits=12, SOPInstanceUID="1.2.2")
-    text = "id,labels\nMüller.dcm,Ödem\nBöhm.dcm,Ödem|Maß\n1.2.2,Maß\n"
-    labels = tmp_path / "labels.csv"
-    labels.write_bytes(text.encode(encoding))
-    if encoding == "utf-8":
-        labels.write_text(text.replace("Böhm.dcm", "1.2.1"))
-    manifest = ingest(source(src, labels, tmp_path / "key"), config(tmp_path / "out"))
-    assert manifest.labels == ("Maß", "Ödem")
-    assert len(samples(tmp_path / "out")) == 3
-    assert manifest.excluded == {}
-    assert verify_dataset(tmp_path / "out/dicom", lambda _: None) == []
-    labels.write_bytes(text.encode("utf-16"))
-    with pytest.raises(UserError, match="is UTF-16; save it as CSV in UTF-8"):
-        source(src, labels, tmp_path / "key")
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["name,labels", "x,a"], "no column 'id'"),
-        (["id,labels", "x"], "line 2 has 1 fields"),
-        (["id,labels", ",a"], "line 2 has no id"),
-        (["id,labels", "x,a", "x,b"], "lines 2 and 3 are for the same id"),
-        (["id,labels,split", "x,a,secret"], "line 2 has another split"),
-        (["id,labels"], "no rows"),
-        (["id,labels", "study0/image0.dcm,a", "1.2.0,b"], "lines 2 and 3 are for one file"),
-    ],
-)
-def test_wrong_tables(tmp_path: Path, lines, message):
-    src, _, key = small_set(tmp_path)
-    labels = tmp_path / "wrong.csv"
-    labels.write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match=message) as caught:
-        source(src, labels, key).records()
-    assert "secret" not in str(caught.value)
-
-
-def test_a_vocabulary_and_given_splits(tmp_path: Path):
-    src, _, key = small_set(tmp_path)
-    splits = ["test", "train", "train", "train", "test", "train"]
-    rows = [f"1.2.{n},{'ab'[n % 2]},{split}" for n, split in enumerate(splits)]
-    labels = table(tmp_path / "l.csv", *rows, header="id,labels,split")
-    manifest = ingest(source(src, labels, key, labels=("b", "a")), config(tmp_path / "out"))
-    assert (manifest.labels, manifest.exclusive) == (("b", "a"), True)
-    assert manifest.excluded == {"patient also in test": 2}
-    assert manifest.splits["test"].samples == 2
-    with pytest.raises(UserError, match="line 2 has a label that --labels lacks"):
-        source(src, labels, key, labels=("b", "c"))
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
@@ -335,23 +243,6 @@ def test_a_key_that_would_be_published(tmp_path: Path, name: str):
     (tmp_path / "linked").symlink_to(tmp_path / "out")
     with pytest.raises(UserError, match="lies in --out"):
         ingest(source(src, labels, tmp_path / "linked/key"), config(tmp_path / "out"))
-
-
-def test_lists_by_path_by_uid_and_as_saved(tmp_path: Path):
-    src, labels, key = small_set(tmp_path)
-    (tmp_path / "no.txt").write_text("./study0/image0.dcm\n1.2.1\nplanted^name.dcm\n")
-    half = SelectionConfig(exclude=tmp_path / "no.txt", fractions=(0.5, 0.0, 0.5))
-    chosen = select(source(src, labels, key), half)
-    manifest = ingest(chosen, config(tmp_path / "out"))
-    assert manifest.excluded == {"in the exclusion list": 2}
-    lists = tmp_path / "out/dicom/lists"
-    given = {f"{p.stem}_list": p for p in lists.iterdir()}
-    again = ingest(
-        select(source(src, labels, key), SelectionConfig(**given)), config(tmp_path / "again")
-    )
-    assert again.splits == manifest.splits
-    for path in lists.iterdir():
-        assert (tmp_path / "again/dicom/lists" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_the_modality_can_be_chosen(tmp_path: Path):
@@ -429,122 +320,3 @@ def test_from_a_url_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.M
         expected = expected or found
         assert found == expected
     assert len(expected or {}) > 6
-
-
-@pytest.mark.parametrize("row", [True, False])
-def test_an_image_that_is_called_dicom_goes_to_quarantine(tmp_path: Path, row: bool):
-    src, labels, key = small_set(tmp_path)
-    png = cv2.imencode(".png", np.arange(4096, dtype=np.uint8).reshape(64, 64))[1].tobytes()
-    for name in ("screen.dcm", "photo.DICOM"):
-        (src / name).write_bytes(png)
-    (src / "plain.png").write_bytes(png)
-    if row:
-        with labels.open("a") as file:
-            file.write("screen.dcm,Mass\nphoto.DICOM,Mass\n")
-    manifest = ingest(source(src, labels, key), config(tmp_path / "out"))
-    assert _counts(manifest) == 6
-    assert manifest.excluded == {"quarantined": 2}
-    bad = pq.read_table(tmp_path / "out/dicom/quarantine.parquet").to_pylist()
-    assert {(r["reason"], r["sha256"]) for r in bad} == {
-        ("not a DICOM file", hashlib.sha256(png).hexdigest())
-    }
-
-
-def test_a_header_that_is_unread_keeps_the_image_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Its pixels decode; the disk failed when the header was read, in a run that goes on."""
-    src, labels, key = small_set(tmp_path)
-
-    def fail(*_, **__):
-        raise RunFailed("the server is gone")
-
-    monkeypatch.setattr("ingest.run.assemble", fail)
-    with pytest.raises(RunFailed):
-        ingest(source(src, labels, key), config(tmp_path / "out"))  # all are in the spool
-    monkeypatch.undo()
-    calls = []
-
-    def failing(stream):
-        calls.append(stream)
-        if len(calls) == 2:
-            raise BadImage("cannot be read: Input/output error")
-        return read_header(stream)
-
-    monkeypatch.setattr("ingest.sources.dicom.read_header", failing)
-    manifest = ingest(source(src, labels, key), config(tmp_path / "out"))
-    assert (_counts(manifest), manifest.excluded) == (5, {"quarantined": 1})
-    (bad,) = pq.read_table(tmp_path / "out/dicom/quarantine.parquet").to_pylist()
-    assert bad["reason"] == "unread header: cannot be read: Input/output error"
-    plain = config(tmp_path / "out")
-    assert _counts(retry(source(src, labels, key), plain)) == 6
-    assert verify_dataset(tmp_path / "out/dicom", lambda n: None) == []
-    rest = samples(tmp_path / "out")
-    assert {r["patient"] is None for r in rest.values()} == {False}
-    assert len(rest) == 6
-
-
-@pytest.mark.parametrize("selected", [False, True])
-def test_a_file_that_is_mended_is_found_by_retry(tmp_path: Path, selected: bool):
-    """Cut in its header, no DICOM at all, burnt-in words: each has other metadata once mended."""
-    src, labels, key = small_set(tmp_path)
-    whole = tmp_path / "whole"
-    shutil.copytree(src, whole)
-    (src / "study0/image1.dcm").write_bytes(b"<html>not found</html>")
-    for n in (3, 4):  # whose rows are by UID, so that theirs are without a file
-        path = src / f"study{n // 2}/image{n}.dcm"
-        path.write_bytes(path.read_bytes()[:150])
-    write(
-        src / "study2/image5.dcm",
-        picture(5),
-        bits=12,
-        SOPInstanceUID="1.2.5",
-        PatientID="patient3",
-        PatientSex="F",
-        PatientAge="058Y",
-        BurnedInAnnotation="YES",
-    )
-
-    def dicom() -> Source:
-        given = SelectionConfig(fractions=(0.5, 0.2, 0.3)) if selected else SelectionConfig()
-        return select(source(src, labels, key), given)
-
-    out = tmp_path / "out"
-    manifest = ingest(dicom(), config(out, max_bad=1.0))
-    assert (_counts(manifest), manifest.excluded) == (2, {"quarantined": 4, "image missing": 2})
-    for path in ("study0/image1.dcm", "study2/image5.dcm", "study1/image3.dcm"):
-        shutil.copy(whole / path, src / path)
-    manifest = retry(dicom(), config(out))
-    assert (_counts(manifest), manifest.excluded) == (5, {"quarantined": 1, "image missing": 1})
-    assert manifest.notes[0].startswith("missing: 1 of the label table's 6 rows")
-    shutil.copy(whole / "study2/image4.dcm", src / "study2/image4.dcm")
-    manifest = retry(dicom(), config(out))
-    assert (_counts(manifest), manifest.excluded) == (6, {})
-    assert not any("missing" in note for note in manifest.notes)
-    assert verify_dataset(out / "dicom", lambda n: None) == []
-    assert ingest(dicom(), config(out)) == manifest
-    fresh = tmp_path / "fresh"
-    ingest(source(whole, labels, key), config(fresh))
-    assert samples(out).keys() == samples(fresh).keys()
-
-
-def test_what_has_no_pixels_is_not_cut_short():
-    directory = "1.2.840.10008.1.3.10"
-    assert is_cut_short(DicomHeader(cut=True))
-    assert is_cut_short(DicomHeader(cut=True, modality="dx"))
-    assert not is_cut_short(DicomHeader(modality="DX"))
-    assert not is_cut_short(DicomHeader(cut=True, modality="SR"))
-    assert not is_cut_short(DicomHeader(cut=True, sop_class=directory))
-
-
-def test_what_else_changed_is_refused_by_retry(tmp_path: Path):
-    src, labels, key = small_set(tmp_path)
-    path = src / "study0/image1.dcm"
-    data = path.read_bytes()
-    path.write_bytes(data[:150])
-    ingest(source(src, labels, key), config(tmp_path / "out"))
-    path.write_bytes(data)
-    text = labels.read_text()
-    labels.write_text(text.replace("1.2.3,Mass", "1.2.3,Edema"))
-    with pytest.raises(UserError, match="metadata_sha256"):
-        retry(source(src, labels, key), config(tmp_path / "out"))

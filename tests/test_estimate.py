@@ -1,6 +1,7 @@
 """ingest.estimate: the counts that the ingest then has, and nothing written."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,11 @@ def test_a_partial_download(tiny_raw: Path, tmp_path: Path, capsys):
     assert found.bytes == pytest.approx(whole.bytes * 18 / 48, rel=0.2)
     print_estimate(found)
     assert "the run needs --allow-missing" in " ".join(capsys.readouterr().out.split())
+    allowed = replace(config(tmp_path), allow_missing=True)
+    print_estimate(estimate(ChestXray14(ChestXray14Config(src)), allowed))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "missing, though counted above: 30 of" in said
+    assert "--allow-missing" not in said
 
 
 def test_caps_and_exclusions(tiny_raw: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ from ingest.sources.dicom import Dicom, DicomConfig
 from ingest.sources.folders import Folders, FoldersConfig
 from ingest.sources.table import Table, TableConfig
 from shards.console import UserError
-from shards.remote import path_of
+from shards.urls import path_of
 
 
 @pytest.fixture
@@ -150,6 +150,12 @@ def test_a_file_that_comes_later_is_not_published_either(
     ingest(select(classes(tmp_path / "src"), SelectionConfig()), url)
     assert "/out/folders/manifest.json" in memory.store
     assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+
+
+def test_a_file_is_no_place(tmp_path: Path):
+    (tmp_path / "file").touch()
+    said = refused(classes(tmp_path / "src"), config(tmp_path / "file"))
+    assert said == f"--out {tmp_path / 'file'} is a file; name a folder"
 
 
 def test_the_command_says_it_in_one_line(tmp_path: Path):

@@ -238,6 +238,7 @@ def test_another_run_stands_for_the_first_stage(tiny_shards, tmp_path):
         ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum is 1.0; 0 or more and under 1"),
         ({"checkpoint_every_s": -1.0}, "checkpoint_every_s is -1.0; 0 or more"),
         ({"input": InputConfig(threads=-1)}, "input.threads is -1; at least 1, or 0"),
+        ({"input": InputConfig(cache=Path(__file__))}, r"input.cache is .*\.py, a file; name a"),
         ({"checkpoint_every_s": math.nan}, "--checkpoint-every-s is nan; a finite number"),
         (
             {"stages": (replace(STAGE, class_weights=(("Normal", math.inf),)),)},

@@ -19,8 +19,9 @@ from ingest.sources.table import Table, TableConfig
 from shards import __main__ as command
 from shards.console import RunFailed, UserError
 from shards.manifest import load_manifest
-from shards.remote import RemotePath, path_of, place_of
+from shards.remote import RemotePath
 from shards.remote_file import RemoteFile
+from shards.urls import path_of, place_of
 from shards.verify import unfinished, verify_dataset
 
 

@@ -19,8 +19,8 @@ from ingest.run import ingest
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
 from ingest.sources.covid_radiography import CovidRadiography, CovidRadiographyConfig
 from shards.console import UserError
-from shards.remote import path_of
 from shards.remote_file import RemoteFile
+from shards.urls import path_of
 
 pytestmark = pytest.mark.soak
 
@@ -92,7 +92,8 @@ from pathlib import Path
 from ingest.config import IngestConfig
 from ingest.run import ingest
 from ingest.sources.chestxray14 import ChestXray14, ChestXray14Config
-from shards.remote import RemotePath, path_of
+from shards.remote import RemotePath
+from shards.urls import path_of
 put = RemotePath.put
 def put_or_die(self, path):
     if path.name.endswith("val-000000.tar"):

@@ -67,6 +67,12 @@ def test_the_shards_are_those_of_an_ingest_with_these_settings(
     assert load_manifest(target).excluded == load_manifest(fresh).excluded
 
 
+def test_several_labels_of_an_image_stand_in_the_same_order(tiny_shards: Path, tmp_path: Path):
+    target = again(tiny_shards / "chestxray14", out=tmp_path)
+    table = (tiny_shards / "chestxray14/samples.parquet").read_bytes()
+    assert (target / "samples.parquet").read_bytes() == table
+
+
 def test_in_place(folder: Path):
     before = members(folder)
     old = shards(folder)
@@ -166,6 +172,17 @@ def test_a_swap_that_was_cut_is_completed(folder: Path, tmp_path: Path, moment: 
     assert not work.exists()
 
 
+def test_an_ingest_does_not_begin_beside_a_swap_that_was_cut(tiny_raw: Path, folder: Path):
+    work = folder.parent / f".resplit-{folder.name}"
+    work.mkdir()
+    folder.rename(work / "old")
+    source = CovidRadiography(CovidRadiographyConfig(tiny_raw / "covid-radiography"))
+    source = select(source, SelectionConfig(test_per_class=2))
+    with pytest.raises(UserError, match=r"cut short, and .*; the same resplit again puts it back"):
+        ingest(source, IngestConfig(folder.parent, workers=1, progress=False))
+    assert not folder.exists()
+
+
 def test_an_unfinished_set_in_place_of_a_cut_swap_costs_no_finished_one(folder: Path):
     work = folder.parent / ".resplit-covid-radiography"
     shutil.copytree(folder, work / "old")
@@ -241,8 +258,10 @@ def test_damage_is_refused(folder: Path):
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
+    before = contents(folder)
     with pytest.raises(UserError, match=r"is damaged.*SHA-256"):
         again(folder, seed=1)
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -263,8 +282,8 @@ def test_bad_options(folder: Path, options: dict, message: str):
     before = contents(folder)
     with pytest.raises(UserError, match=message):
         again(folder, **options)
-    after = {n: d for n, d in contents(folder).items() if ".spool" not in n}
-    assert after == before
+    assert contents(folder) == before
+    assert not [*folder.parent.glob(".resplit-*")]
 
 
 def test_no_data_set(tmp_path: Path):

@@ -21,7 +21,7 @@ from serve.score_inputs import find_archives
 from serve.summary import SummaryConfig, summary
 from shards.codec import encode
 from shards.console import RunFailed, UserError
-from shards.remote import path_of
+from shards.urls import path_of
 
 NESTED = ["a.tar", "a.tar.gz", "a.zip"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_evaluate import BLOCKED
+from test_evaluate_command import BLOCKED
 from tiny_model import model_info
 
 from serve.intervals import Estimate

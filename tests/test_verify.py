@@ -217,6 +217,7 @@ def test_command_line(folder: Path):
     assert run_cli("verify", folder.parent).returncode == 0
     stats = run_cli("stats", folder)
     assert stats.returncode == 0
+    assert stats.stdout.splitlines()[0] == f"covid-radiography ({folder})"  # however narrow
     assert "Viral Pneumonia" in stats.stdout
     assert "of unknown patients" in stats.stdout
     first_shard(folder).unlink()

@@ -13,7 +13,7 @@ from shards.labels import Vocabulary
 from shards.manifest import Manifest
 from train.augment import NONE, Augment, Expansion, Varied, check_augment
 from train.loss import Loss, Output
-from train.models import fails_on_one_image
+from train.models import ARCHITECTURES, fails_on_one_image
 from train.optim import OptimConfig
 from train.phases import Phase
 from train.store import InputConfig
@@ -76,27 +76,33 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of a run. size: of the network's input, pixels; micro_batch: copies that go
-    through the network at once (gradients accumulate over a step); head: the architecture's own
-    linear end, or Soares & Soares's; ema_decay: validate and keep the weights' moving average, that
-    goes on with this share of itself at each step; sync_norm: batch norm over all GPUs' images;
-    skip_stages: so many stages are left out, since the start, a run, has trained them."""
+    """All settings of a run."""
 
     recipe: Annotated[str, tyro.conf.Suppress]  # the command line's first word, no flag
-    architecture: str
+    architecture: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(ARCHITECTURES)}.")]
     stages: tuple[Stage, ...]
     start: StartConfig = field(default_factory=StartConfig)
     size: int = 224
+    """Side of the network's input in pixels, at least 32."""
     seed: int = 0
+    """Decides the start, the order of images and how their copies are changed."""
     micro_batch: int = 64
+    """Copies that go through the network at once; their gradients add up over a step."""
     head: Literal["linear", "soares"] = "linear"
+    """The network's end: the architecture's own layer, or that of Soares & Soares."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_decay: float | None = None
+    """Validate and keep the weights' moving average, which keeps this share of itself at each step,
+    such as 0.999."""
     sync_norm: bool = False
+    """Batch norm over the images of all GPUs, not of each one."""
     skip_stages: int = 0
+    """Leave out so many of the first stages, which the run at --start.path has trained."""
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the device computes in it, else fp16 on a GPU, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
     tf32: bool = True
     """In fp32 an NVIDIA GPU may round what it multiplies to 10 bits of mantissa."""
     auto_micro_batch: bool = False
@@ -130,6 +136,8 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"checkpoint_every_s is {config.checkpoint_every_s}; 0 or more")
     if config.input.threads < 0:
         raise UserError(f"input.threads is {config.input.threads}; at least 1, or 0 for all cores")
+    if config.input.cache is not None and config.input.cache.is_file():
+        raise UserError(f"input.cache is {config.input.cache}, a file; name a folder")
     clip, momentum = config.optim.clip_norm, config.optim.momentum
     if clip is not None and clip <= 0:
         raise UserError(f"optim.clip_norm is {clip}; over 0, or None")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.csv_rows import read_rows
+from ingest.file_source import require_folder
 from ingest.files import archive_images, folder_image, image_files
 from ingest.lists import apply_split_lists
 from ingest.record import Missing, Record, Source, SourceImage
@@ -57,8 +58,7 @@ class ChestXray14(Source):
     def __init__(self, config: ChestXray14Config) -> None:
         """UserError when the folder, its table or all images are missing."""
         self.src = config.src
-        if not self.src.is_dir():
-            raise UserError(f"no folder {self.src}; --src names the ChestX-ray14 download")
+        require_folder(self.src, "the folder of the ChestX-ray14 download")
         self.table = _find_table(self.src)
         self.lists = _official_lists(self.src)
         self.synthetic = (self.src / "SYNTHETIC").is_file()

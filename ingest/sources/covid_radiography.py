@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ingest.file_source import tell_passed_over
+from ingest.file_source import require_folder, tell_passed_over
 from ingest.files import folder_image, image_files, kind_passed_over
 from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
@@ -97,8 +97,7 @@ class CovidRadiography(Source):
 
 
 def _find_root(src: Path) -> Path:
-    if not src.is_dir():
-        raise UserError(f"no folder {src}; --src names the unpacked COVID-19 Radiography Database")
+    require_folder(src, "the unpacked COVID-19 Radiography Database")
     around = sorted(path for path in src.iterdir() if path.is_dir())
     for root in [src, *around]:
         found = {_CLASSES[name] for name in _CLASSES if (root / name).is_dir()}

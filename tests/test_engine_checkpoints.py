@@ -1,0 +1,85 @@
+"""The engine's checkpoints: which are kept, which are refused, what they hold."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_engine import Meddler, equal, newest_state, terminate, trained
+from tiny_training import CONFIG, COVID
+
+from shards.console import UserError
+from train.dist import World
+from train.loop import Trainer
+from train.position import Position
+from train.precision import Precision
+from train.saver import Saver
+from train.stop import Interrupted, Stop
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
+
+def test_a_checkpoint_of_other_settings_or_data_is_refused(tiny_shards, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    Meddler(monkeypatch, 9, terminate)
+    with pytest.raises(Interrupted):
+        trained(tiny_shards, folder)
+    for changes, name in (
+        ({"seed": 1}, "config.seed"),
+        ({"stages": (replace(COVID, batch=7),)}, "config.stages"),
+    ):
+        config = replace(CONFIG, **changes)
+        with pytest.raises(UserError, match=f"of another run .differing: {name}"):
+            Trainer(config, tiny_shards, folder, World("cpu")).run()
+    for field in ("manifest_hash", "preprocessing_version"):
+        trainer = Trainer(CONFIG, tiny_shards, folder, World("cpu"))
+        trainer.saver.identity["data"]["covid-radiography"][field] = "another"
+        with pytest.raises(UserError, match=f"differing: data.covid-radiography.{field}"):
+            trainer.run()
+    elsewhere = replace(CONFIG, keep_checkpoints=3, checkpoint_every_s=1.0, auto_micro_batch=True)
+    trained(tiny_shards, folder, elsewhere)
+
+
+def test_the_last_k_and_the_best_are_kept(tiny_shards, tmp_path):
+    folder = trained(tiny_shards, tmp_path / "run", replace(CONFIG, keep_checkpoints=3))
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names[:3] == ["000002", "000003", "000004"]
+    assert all(name.startswith("best-1-2-") for name in names[3:])
+    assert names[3:]
+
+
+def test_the_loss_scaler_goes_on(tiny_shards, tmp_path, monkeypatch):
+    build = Precision.__init__
+
+    def scaled(self, *words, **options) -> None:
+        build(self, *words, **options)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+
+    monkeypatch.setattr(Precision, "__init__", scaled)
+    trained(tiny_shards, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        Meddler(patch, 9, terminate)
+        with pytest.raises(Interrupted):
+            trained(tiny_shards, tmp_path / "run")
+    assert newest_state(tmp_path / "run")["scaler"]["scale"] == 4096  # 4 + 2 steps
+    trained(tiny_shards, tmp_path / "run")
+    states = [newest_state(tmp_path / name)["scaler"] for name in ("run", "whole")]
+    assert states[0] == states[1]
+    assert states[0]["scale"] == 1024 * 2**5
+    assert equal(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_that_passed_over_a_damaged_checkpoint_keeps_good_ones_only(tmp_path):
+    model, world, folder = torch.nn.Linear(2, 2), World("cpu"), tmp_path / "checkpoints"
+    optim = torch.optim.SGD(model.parameters(), lr=0.1)
+    precision = Precision("fp32", world.device)
+    stepper = SimpleNamespace(model=model, optim=optim, precision=precision, ema=None)
+    for step in range(3):  # the last one is damaged, and met when the run goes on
+        saver = Saver(folder, world, Stop(), {}, keep=2, every_s=0.0)
+        saver.latest()
+        saver.save(Position(step=step), stepper)
+        if step == 1:
+            (folder / "000002" / "model.safetensors").write_bytes(b"half")
+    assert sorted(path.name for path in folder.iterdir()) == ["000001", "000003"]
+    saver.save(Position(step=3), stepper)
+    assert sorted(path.name for path in folder.iterdir()) == ["000003", "000004"]
