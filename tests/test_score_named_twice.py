@@ -11,7 +11,7 @@ from serve.score import score
 from serve.score_inputs import find_archives
 from serve.summary import SummaryConfig, summary
 from shards.console import UserError
-from shards.remote import path_of
+from shards.urls import path_of
 
 
 @pytest.fixture

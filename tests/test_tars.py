@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shards.tars import MAX_HEADER_BYTES, TarDamaged, members, open_tar, read_member
 
-NAMES = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=130)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=130)
 FILES = st.lists(st.tuples(NAMES, st.binary(max_size=700)), max_size=6)
 KINDS = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
 
