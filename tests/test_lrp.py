@@ -114,7 +114,7 @@ def patterns(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def test_uncanonised_maps_differ_and_lose_relevance():
-    """Why the canonical form. README.md has the figures of trained networks."""
+    """Why the canonical form. serve/README.md has the figures of trained networks."""
     torch.manual_seed(0)
     model = randomise(build_model("densenet121", 3))
     images, classes = inputs()
