@@ -12,8 +12,9 @@ from serve.intervals import Estimate
 from serve.judged import Judged, judge
 from serve.metrics import Evaluation, left_out
 from serve.predictions import Joined
+from serve.tables import FORMULA_SIGNS
 
-Rows = Iterable[Sequence[Any]]
+Rows = Iterable[Iterable[Any]]
 _OF_CLASS = ("accuracy", *CLASS_METRICS)
 
 
@@ -39,12 +40,17 @@ def evaluation_tables(found: Evaluation, joined: Joined) -> dict[str, bytes]:
 
 
 def to_csv(header: Sequence[str], rows: Rows) -> bytes:
-    """UTF-8; None is an empty field; floats so that they read back as they were."""
+    """UTF-8; None is an empty field; floats so that they read back as they were; text that a
+    spreadsheet would take for a formula gets a ' before it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    for row in (header, *rows):
+        writer.writerow([f"'{cell}" if _is_formula(cell) else cell for cell in row])
     return text.getvalue().encode()
+
+
+def _is_formula(cell: object) -> bool:
+    return isinstance(cell, str) and cell.startswith(tuple(FORMULA_SIGNS))
 
 
 def _ends(value: Estimate | float | None) -> tuple[float | None, float | None, float | None]:

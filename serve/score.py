@@ -284,6 +284,7 @@ def _summarise(
         archives.append({**entry, **said, "damage": end.damage})
     total = sum(archive["rows"] for archive in archives)
     if total == 0:
+        work.folder.forget()
         raise UserError(f"no image in {', '.join(work.names)}")
     return {
         "model": config.model.name,

@@ -174,6 +174,12 @@ class ScoreFolder:
                 "--out, or delete that folder"
             )
 
+    def forget(self) -> None:
+        """Undo `begin`, for a request that has no rows."""
+        for end in self.ends.iterdir():
+            end.unlink()
+        (self.path / REQUEST_FILE).unlink()
+
     def request(self) -> dict[str, Any]:
         """`request.json`. UserError when it is damaged or not there."""
         path = self.path / REQUEST_FILE

@@ -12,6 +12,7 @@ from serve.evaluate import (
     EvaluateConfig,
     evaluate,
 )
+from serve.evaluation_tables import to_csv
 from shards.console import UserError
 
 SCORES = "key,A,B\na,0.9,0.2\nb,0.3,0.6\nc,0.8,0.4\nd,,\n"
@@ -32,6 +33,11 @@ def run(folder, scores=SCORES, labels=TRUTH, **more):
 def no_pictures(monkeypatch):
     """Drawing takes longer than all the rest."""
     monkeypatch.setattr("serve.evaluate.write_pictures", lambda *_: None)
+
+
+def test_no_cell_of_its_tables_is_a_formula():
+    found = to_csv(("key", "-x"), [("=1+1", -0.5), ("@a", None), ("a-b", "+")])
+    assert found.decode() == "key,'-x\n'=1+1,-0.5\n'@a,\na-b,'+\n"
 
 
 def test_evaluate_reads_tables_and_writes_the_folder(tmp_path, capsys):

@@ -178,6 +178,8 @@ def test_an_archive_without_images_is_an_error(tmp_path):
         add(tar, "readme.txt", b"nothing")
     with pytest.raises(UserError, match="no image in "):
         score(config(tmp_path, tmp_path / "a.tar"))
+    other = WRITERS["a.tar"](tmp_path / "b.tar", pictures(1))
+    assert score(config(tmp_path, other)).rows == 1  # the folder is free for another request
 
 
 def decode_or_die(images: list[bytes], shorter_side: int | None, size: int) -> Decoded:

@@ -6,8 +6,6 @@ Run: python -m serve features --run RUN --shards DIR --out DIR
 `som.png`.
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serve.evaluation_tables import to_csv
 from serve.explain.command import decoded_batches, load, probabilities_of
 from serve.explain.features import (
     EPOCHS,
@@ -100,7 +99,7 @@ def features(config: FeaturesConfig) -> Path:
     rows = _rows(found, spec.labels, names, plane, som)
     config.out.mkdir(parents=True, exist_ok=True)
     used = sorted(set(found.classes.tolist()))
-    write_atomic(config.out / "features.csv", _csv(rows))
+    write_atomic(config.out / "features.csv", to_csv(list(rows[0]), (row.values() for row in rows)))
     write_atomic(config.out / "tsne.png", _tsne_picture(plane, found.classes, names, used))
     write_atomic(config.out / "som.png", _som_picture(som, names, used))
     content = {
@@ -191,14 +190,6 @@ def _cells(som: SomMap, names: Sequence[str]) -> list[dict[str, Any]]:
         }
         for row, column in np.argwhere(som.counts > 0)
     ]
-
-
-def _csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def _look(position: int) -> tuple[str, str]:
