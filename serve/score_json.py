@@ -34,7 +34,9 @@ def load(path: Path, shape: Shape, way_out: str) -> dict[str, Any]:
     """The object in a file. UserError, which ends in `way_out`, when it is damaged."""
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        json.dumps(found, ensure_ascii=False).encode()  # text that is none: half a surrogate pair
+        # Text that is none: half a surrogate pair. Those of a file's name keep its bytes.
+        kept = "surrogateescape" if shape is REQUEST else "strict"
+        json.dumps(found, ensure_ascii=False).encode(errors=kept)
         problem = _misfit(found, shape, path.stem)
     except (ValueError, RecursionError) as error:
         problem = str(error)

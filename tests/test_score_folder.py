@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_rows_are_in_the_order_of_the_numbers_not_of_the_names(tmp_path):
         for archive in (100_000, 99_999, 10_000):
             row = Row(str(archive), "x", "x", np.zeros(1, np.float32), None)
             folder.write_unit(archive, 0, columns.table([row]))
-    found = [pq.read_table(path)["archive"][0].as_py() for path in folder.part_paths()]
+    found = [pq.read_table(path)["archive"][0].as_py() for path in folder._units().values()]
     assert found == ["10000", "99999", "100000"]
 
 
@@ -234,6 +235,16 @@ def test_scores_json_with_a_wrong_field_is_one_line(copy, field, value):
     for use in every_use(copy)[1:]:
         with pytest.raises(UserError):
             use()
+
+
+def test_a_folder_whose_name_is_no_utf8_is_scored_once_and_read_again(tmp_path):
+    images = tmp_path / os.fsdecode(b"r\xf6ntgen")
+    images.mkdir()
+    (images / "a.png").write_bytes(encode(picture(0, (8, 8)), "png"))
+    asked = config(tmp_path, images)
+    score(asked)
+    assert score(asked).already_done
+    summary(SummaryConfig(asked.out, top=1))
 
 
 def test_scores_json_names_the_wrong_field(copy):
