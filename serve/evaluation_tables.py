@@ -3,6 +3,7 @@ full precision, and in whole what metrics.json thins or only counts."""
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from serve.intervals import Estimate
 from serve.judged import Judged, judge
 from serve.metrics import Evaluation, left_out
 from serve.predictions import Joined
-from serve.tables import FORMULA_SIGNS
+from serve.tables import FORMULA
 
 Rows = Iterable[Iterable[Any]]
 _OF_CLASS = ("accuracy", *CLASS_METRICS)
@@ -50,7 +51,7 @@ def to_csv(header: Sequence[str], rows: Rows) -> bytes:
 
 
 def _is_formula(cell: object) -> bool:
-    return isinstance(cell, str) and cell.startswith(tuple(FORMULA_SIGNS))
+    return isinstance(cell, str) and re.match(FORMULA, cell) is not None
 
 
 def _ends(value: Estimate | float | None) -> tuple[float | None, float | None, float | None]:

@@ -15,7 +15,7 @@ import pyarrow.compute as compute
 import pyarrow.csv as pc
 
 from serve.score_folder import ScoreFolder
-from serve.tables import FORMULA_SIGNS
+from serve.tables import FORMULA
 from shards.console import UserError
 
 # As scores.json calls them.
@@ -28,7 +28,6 @@ MODEL_COLUMNS = {
 }
 DAMAGE = "archive_damage"
 _BEGIN = b'"archive","member","key",'
-_FORMULA = f"^([{FORMULA_SIGNS}])"
 
 
 def check_csv(path: Path, out: Path) -> None:
@@ -80,6 +79,6 @@ def _as_told(rows: pa.Table, summary: dict[str, Any]) -> pa.Table:
     rows = rows.append_column(DAMAGE, pa.array(told, pa.string()))
     for place, field in enumerate(rows.schema):
         if field.type == pa.string():
-            escaped = compute.replace_substring_regex(rows.column(place), _FORMULA, r"'\1")
+            escaped = compute.replace_substring_regex(rows.column(place), f"^({FORMULA})", r"'\1")
             rows = rows.set_column(place, field, escaped)
     return rows

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -20,9 +21,8 @@ CLASS = "label"
 _EMPTY = ("", "nan", "na", "null", "none")
 _EMPTY_NAME = ("",)  # none.png has the key none
 _EMPTY_CLASS = ("", "nan", "na", "null")  # as pandas, R and SQL write it; a class may be `None`
-# Before these a spreadsheet is told by ' that a cell is text, no formula; `serve score` writes it.
-FORMULA_SIGNS = "=+@\t\r-"  # the last one, or it would be a range in a regex
-
+# Such text is a formula to a spreadsheet, or would be read as one: it is written with one ' more.
+FORMULA = r"'*[=+@\t\r-]"
 
 META_COLUMNS = ("view", "sex", "age", "source")
 # Columns of our own and of common tables that are no label.
@@ -173,7 +173,7 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
 
 def _cell(text: str) -> str:
     """Without spaces around it, and without the sign that it is no formula."""
-    return (text[1:] if text[:1] == "'" and text[1:2] in tuple(FORMULA_SIGNS) else text).strip()
+    return (text[1:] if text.startswith("'") and re.match(FORMULA, text) else text).strip()
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:

@@ -36,8 +36,8 @@ def no_pictures(monkeypatch):
 
 
 def test_no_cell_of_its_tables_is_a_formula():
-    found = to_csv(("key", "-x"), [("=1+1", -0.5), ("@a", None), ("a-b", "+")])
-    assert found.decode() == "key,'-x\n'=1+1,-0.5\n'@a,\na-b,'+\n"
+    found = to_csv(("key", "-x"), [("=1+1", -0.5), ("@a", None), ("a-b", "+"), ("'=", "'a")])
+    assert found.decode() == "key,'-x\n'=1+1,-0.5\n'@a,\na-b,'+\n''=,'a\n"
 
 
 def test_evaluate_reads_tables_and_writes_the_folder(tmp_path, capsys):
