@@ -146,9 +146,7 @@ def _damaged(table: Table) -> tuple[str, ...]:
 
 
 def _predictions_of_folder(folder: ScoreFolder) -> PredictionTable:
-    summary = folder.summary()
-    rows = folder.read()  # UserError when the folder is not finished
-    assert summary is not None
+    summary, rows = folder.finished(), folder.read()
     rows = rows.filter(np.array(rows.column("member").to_pylist()) != "")
     names = tuple(summary["labels"])
     columns = [rows.column(PROBABILITY_PREFIX + name).to_numpy() for name in names]

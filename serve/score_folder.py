@@ -234,10 +234,6 @@ class ScoreFolder:
         """Write `scores.json`: the folder is finished."""
         write_atomic(self.path / SUMMARY_FILE, _json_bytes(summary))
 
-    def part_paths(self) -> list[Path]:
-        """The parts in the order of the rows. UserError for a file that is none of them."""
-        return list(self._units().values())
-
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
         """(archive, rows) of every part of a finished folder in their order, of all columns or of
         some. UserError when it is not finished, or a part is missing, damaged or too many."""
