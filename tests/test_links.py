@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from test_archives import MEMBERS, add, contents, only, write_folder, write_tar
 from test_score import pictures, rows
-from test_score_output import run_cli
+from test_score_requests import run_cli
 from tiny_model import write_model
 
 from serve.archives import LINK, identify

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from test_archives import write_folder, write_tar
 from test_score import config, pictures, rows
-from test_score_output import foreign_model
-from tiny_model import LABELS, write_model
+from tiny_model import LABELS, foreign_model, write_model
 
 from serve import score as score_module
 from serve.evaluate import EvaluateConfig, evaluate

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_archives import WRITERS, write_tar
 from test_score import config, picture, pictures, rows
-from test_score_output import run_cli
+from test_score_requests import run_cli
 
 from serve import score_run
 from serve.predictions import read_predictions

@@ -1,4 +1,5 @@
-"""A small ONNX model for the scoring tests: grey values -> one linear layer -> sigmoid."""
+"""Small ONNX models for the scoring tests: grey values -> one linear layer -> sigmoid; and one of a
+stranger, which says nothing of itself."""
 
 from pathlib import Path
 
@@ -63,5 +64,22 @@ def write_model(path: Path, seed: int = 0, metadata: dict[str, str] | None = Non
     opset = [helper.make_opsetid("", 17)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=8)
     helper.set_model_props(model, to_metadata(model_info()) if metadata is None else metadata)
+    onnx.save(model, path)
+    return path
+
+
+def foreign_model(path: Path, *, channels: int, kind: int = TensorProto.FLOAT) -> Path:
+    """Images -> the mean of each corner block, as three raw outputs; nothing of ours in it."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("GlobalAveragePool", ["f"], ["mean"]),
+        helper.make_node("ReduceMean", ["mean"], ["one"], axes=[1, 2, 3], keepdims=1),
+        helper.make_node("Flatten", ["one"], ["flat"]),
+        helper.make_node("Concat", ["flat", "flat", "flat"], ["y"], axis=1),
+    ]
+    x = helper.make_tensor_value_info("x", kind, ["n", channels, "h", "w"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(nodes, "foreign", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
     return path

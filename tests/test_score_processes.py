@@ -1,0 +1,161 @@
+"""serve.score_run, serve.gpus: the processes of a run, one for each GPU, and what they commit."""
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+from test_archives import write_tar
+from test_score import config, picture, pictures
+from tiny_model import LABELS, SIZE
+
+from serve.archives import identify
+from serve.decode import Decoded
+from serve.gpus import gpu_count, run_on_each, wanted_gpus
+from serve.score import ScoreConfig, _counts, open_network, run_share, score
+from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
+from serve.score_inputs import find_archives
+from serve.score_run import Share, Unit, Work, run_here, take_in
+from serve.units import Chunk, Input
+from shards.codec import encode
+from shards.console import RunFailed, UserError
+
+
+def work_of(tmp_path: Path, asked: ScoreConfig) -> Work:
+    archives = find_archives(asked.archives)
+    folder = ScoreFolder(asked.out)
+    with folder.locked():
+        folder.begin({})
+    identities = [identify(archive).to_dict() for archive in archives]
+    columns = Columns(LABELS, True, "0", 1)
+    names = [archive.path.name for archive in archives]
+    return Work(archives, names, identities, folder, columns, None, False)
+
+
+def test_processes_share_the_units_and_write_the_rows_of_one(tmp_path):
+    """As on several GPUs, one process for each."""
+    archive = write_tar(tmp_path / "a.tar", dict.fromkeys(
+        (f"{i:05d}.png" for i in range(3 * UNIT_INPUTS + 5)), encode(picture(0, (8, 8)), "png")
+    ))  # fmt: skip
+    asked = config(tmp_path, archive, out="shared")
+    work = work_of(tmp_path, asked)
+    run_on_each(run_share, [(work, replace(asked, csv=None), 1, Share(i, 2)) for i in range(2)])
+    assert work.folder.finished_units() == {(0, unit) for unit in range(4)}
+    assert _counts(work) == [(3 * UNIT_INPUTS + 5, 0)]
+    (second,) = work.folder.parts.glob("*-000001.parquet")
+    second.unlink()  # of a process that died; the archive's end is there
+    assert next(task.tag[1].unit for task in work.tasks(Share()) if task.images) == 1
+
+
+def test_of_several_processes_one_writes_the_ends(tmp_path, monkeypatch):
+    """Two would write the same temporary file, and one would miss it or leave half of it."""
+    archives = [write_tar(tmp_path / f"{i}.tar", pictures(3, (8, 8))) for i in range(3)]
+    asked = replace(config(tmp_path, archives[0]), archives=tuple(archives))
+    work, network, written = work_of(tmp_path, asked), open_network(asked), []
+    write_end = ScoreFolder.write_end
+
+    def noted(self, archive, end):
+        written.append(archive)
+        write_end(self, archive, end)
+
+    monkeypatch.setattr(ScoreFolder, "write_end", noted)
+    run_here(work, network, 1, Share(1, 2))
+    assert written == []
+    run_here(work, network, 1, Share(0, 2))
+    assert written == [0, 1, 2]
+    assert _counts(work) == [(3, 0)] * 3
+
+
+def test_what_is_complete_is_committed_when_the_rest_cannot_be_read(tmp_path, monkeypatch):
+    archive = write_tar(tmp_path / "a.tar", pictures(9, (8, 8)))
+    work = work_of(tmp_path, config(tmp_path, archive))
+    network = open_network(config(tmp_path, archive))
+    chunks = [Chunk(0, inputs=[Input("x", "x", b"", None)], closes_unit=True)]
+    found = Decoded(np.zeros((1, SIZE, SIZE), np.uint8), [None])
+
+    def decoded():
+        yield (0, chunks[0]), found
+        raise RunFailed("the server is gone")
+
+    monkeypatch.setattr(Unit, "scored", False)  # its batch is under way until somebody waits
+    with pytest.raises(RunFailed, match="the server is gone"):
+        take_in(work, network, decoded())
+    assert work.folder.finished_units() == {(0, 0)}
+
+
+def _fail(number: int) -> None:
+    if number:
+        raise UserError("no such GPU")
+
+
+def test_a_failing_process_fails_the_run(capfd):
+    with pytest.raises(RunFailed, match="process 1 of 2 ended with status 2"):
+        run_on_each(_fail, [(0,), (1,)])
+    assert "error: no such GPU" in capfd.readouterr().err
+
+
+def driver_of(count: int, status: int = 0) -> SimpleNamespace:
+    """Stands for CUDA's driver."""
+
+    def count_into(place) -> int:
+        place._obj.value = count
+        return status
+
+    return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=count_into)
+
+
+def test_gpus_are_counted_and_never_assumed(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver_of(8, status=100))  # no device
+    assert gpu_count() == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,9")  # of 9 the driver knows nothing
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver_of(2))
+    assert gpu_count() == wanted_gpus(None, "cuda") == 2
+    assert wanted_gpus(1, "cuda") == wanted_gpus(None, "cpu") == 1
+    with pytest.raises(UserError, match="--gpus 3; this machine has 2"):
+        wanted_gpus(3, "cuda")
+    with pytest.raises(UserError, match="this run is on the CPU"):
+        wanted_gpus(1, "cpu")
+
+
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_gpus_of_a_run_on_the_cpu_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch, provider
+):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)), gpus=2, provider=provider)
+    with pytest.raises(UserError, match="--gpus is for"):
+        score(asked)
+    assert not asked.out.exists()
+
+
+def test_half_precision_is_of_the_request_and_said(tmp_path, monkeypatch):
+    """A run that stopped does not go on in another precision than it began."""
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3)), provider="cpu")
+    network = open_network(asked)
+    monkeypatch.setattr("serve.score.open_network", lambda config: network)
+    for fp16 in (False, True):
+        on_gpu = replace(asked, provider="tensorrt", fp16=fp16, out=tmp_path / f"out-{fp16}")
+        score(on_gpu)
+        done = ScoreFolder(on_gpu.out).summary()
+        assert done is not None
+        assert done["precision"] == ("fp16" if fp16 else "fp32")
+        with pytest.raises(UserError, match=r"fp16 was (false, now true|true, now false)"):
+            score(replace(on_gpu, fp16=not fp16))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_gives_the_scores_of_the_cpu(tmp_path, provider):
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(1)), provider="cpu")
+    images = [picture(i, (16, 16)) for i in range(40)]
+    try:
+        there = open_network(replace(asked, provider=provider))
+    except UserError as error:  # onnxruntime-gpu names TensorRT also where its libraries are not
+        pytest.skip(str(error))
+    here = open_network(asked)
+    for begin in (0, 5, 8, 30):  # the first batch captures a CUDA graph, the others replay it
+        part = images[begin : begin + 8]
+        np.testing.assert_allclose(there.score(part), here.score(part), atol=1e-3)
