@@ -83,3 +83,12 @@ def foreign_model(path: Path, *, channels: int, kind: int = TensorProto.FLOAT) -
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
     return path
+
+
+def images(count: int, seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE), np.uint8))
+
+
+def expected(given: list[np.ndarray]) -> np.ndarray:
+    values = np.stack(given).reshape(len(given), -1) / 255
+    return 1 / (1 + np.exp(-(values @ weights())))
