@@ -11,15 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
 from test_triton import parse
-from tiny_model import model_info, write_model
+from tiny_model import model_info
 
 import serve.export as module
 from serve.__main__ import closing_lines
 from serve.export import ExportConfig, Exported, Scorer, export, to_onnx
-from serve.inspect import InspectConfig, describe, inspect
-from serve.parity import TOLERANCES, Parity, judge, measure
+from serve.inspect import InspectConfig, inspect
 from serve.providers import read_model_info
 from serve.quantise import to_fp16, to_int8
 from serve.split_images import SplitImages, spread
@@ -239,88 +237,12 @@ def test_wrong_requests(quick, tmp_path, monkeypatch, changes, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def parity_of(**changes) -> Parity:
-    return replace(Parity(100, 1e-6, 1e-7, 0.9, 0.9, 0.0, "cpu"), **changes)
-
-
-def test_the_gate_is_the_table():
-    for precision, tolerance in TOLERANCES.items():
-        told = (ExportConfig.__doc__ or "").split(f"in {precision} ")[1].split(";")[0]
-        numbers = [n for n in (tolerance.probability, tolerance.auroc_loss) if n is not None]
-        assert all(f" {number:g}" in told for number in numbers)
-        judge(parity_of(auroc_onnx=0.9 - tolerance.auroc_loss * 0.99), precision)
-        judge(parity_of(auroc_onnx=0.95), precision)
-        too_low = parity_of(auroc_onnx=0.9 - tolerance.auroc_loss * 1.01)
-        with pytest.raises(RunFailed, match=f"{precision} on 100 images: the mean AUROC falls"):
-            judge(too_low, precision)
-        judge(too_low, precision, max_auroc_loss=0.5)
-        with pytest.raises(RunFailed, match="not a finite number"):
-            judge(parity_of(max_probability_difference=np.nan), precision)
-    judge(parity_of(max_probability_difference=0.3), "int8")
-    with pytest.raises(RunFailed, match=r"differ by 0\.3 in probability"):
-        judge(parity_of(max_probability_difference=0.3), "fp16")
-    unknown = parity_of(auroc_torch=None, auroc_onnx=None)
-    judge(unknown, "fp32")
-    with pytest.raises(RunFailed, match="the AUROC cannot be compared"):
-        judge(unknown, "int8")
-
-
-def test_parity_is_measured_on_known_labels():
-    labels = np.array([[1, 1], [0, 1], [-1, 1], [0, 1]], np.int8)
-    ours = np.array([[0.9, 0.5], [0.1, 0.5], [0.5, 0.5], [0.2, 0.5]])
-    theirs = ours + np.array([[-0.75, 0], [0, 0], [0, 0.125], [0, 0]])
-    found = measure(ours, theirs, labels, "cpu")
-    assert (found.images, found.provider) == (4, "cpu")
-    assert (found.auroc_torch, found.auroc_onnx) == (1.0, 0.5)
-    assert found.auroc_loss == found.max_auroc_difference == 0.5
-    assert found.max_probability_difference == pytest.approx(0.75)
-    assert found.mean_probability_difference == pytest.approx(0.875 / 8)
-
-
 def test_some_images_are_taken_evenly():
     assert spread(10, None) == spread(10, 10) == spread(10, 99) == set(range(10))
     assert spread(100, 4) == {0, 25, 50, 75}
     for total, at_most in [(7, 3), (1000, 999), (5, 1)]:
         assert len(spread(total, at_most)) == at_most
         assert max(spread(total, at_most)) < total
-
-
-def test_inspect_says_what_a_strangers_model_leaves_out(tmp_path):
-    path = tmp_path / "foreign.onnx"
-    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 8, 8])
-    out = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["input"], ["output"])], "g", [image], [out]
-    )
-    model = helper.make_model(graph)
-    helper.set_model_props(model, {"author": "some\x1b[31mone\nelse"})
-    onnx.save(model, path)
-    rows = describe(path)
-    missing = " ".join(value for name, value in rows if name == "missing")
-    assert "no cxrstack.* metadata" in missing
-    assert "no uint8 input 'images'" in missing
-    assert "no output 'probabilities'" in missing
-    assert ("input", "input float (n, 3, 8, 8)") in rows
-    assert ("metadata author", "some\\x1b[31mone else") in rows
-    write_model(path, metadata={})
-    assert [value for name, value in describe(path) if name == "missing"][1:] == []
-
-
-@pytest.mark.parametrize("content", [b"", b"no model at all", b"\x08\x07", bytes(100)])
-def test_inspect_of_what_is_no_model(tmp_path, content):
-    path = tmp_path / "m.onnx"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="is not an ONNX model"):
-        describe(path)
-    with pytest.raises(UserError, match="no file"):
-        describe(tmp_path / "none.onnx")
-
-
-def test_inspect_of_a_type_that_is_not_known(tmp_path):
-    model = onnx.load(write_model(tmp_path / "m.onnx"))
-    model.graph.input[0].type.tensor_type.elem_type = 99
-    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert ("input", "images of unknown type 99 (n, 1, 16, 16)") in describe(tmp_path / "m.onnx")
 
 
 CASES = [(name, "linear") for name in ARCHITECTURES] + [("resnet18", "soares")]
