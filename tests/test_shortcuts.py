@@ -1,5 +1,4 @@
-"""Shortcuts: the changes to images, the source model, and the command with a model that is known to
-go by one thing alone."""
+"""Shortcuts: the command, with a model that is known to go by one thing alone."""
 
 import json
 import subprocess
@@ -12,22 +11,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_evaluate_command import BLOCKED
+from test_shortcuts_sources import listed
 from tiny_model import model_info
 
 from serve.intervals import Estimate
 from serve.model_info import to_metadata
 from serve.shortcuts import command
-from serve.shortcuts.changes import black_where, centre_box, cover, paste, word_pixels
+from serve.shortcuts.changes import centre_box
 from serve.shortcuts.command import ShortcutsConfig, find_shortcuts
-from serve.shortcuts.inputs import parse_box, parse_point, read_masks
+from serve.shortcuts.inputs import read_masks
 from serve.shortcuts.results import ClassArea, Performance, above_chance
-from serve.shortcuts.samples import Listed, list_samples, pick
-from serve.shortcuts.sources import features, predict_sources
+from serve.shortcuts.samples import list_samples
 from shards.codec import encode
 from shards.console import UserError
-from shards.index import Component
 from shards.manifest import Manifest, SplitCounts, load_manifest
-from shards.rectangles import Rectangle, read_rectangles
+from shards.rectangles import read_rectangles
 from shards.sample import Sample, SampleMeta
 from shards.writer import write_shard
 
@@ -107,53 +105,6 @@ def border_model(tmp_path):
     """A model that looks at the border alone."""
     weights = border() * 20 / border().sum()
     return write_model(tmp_path / "border.onnx", weights, -20 * 90 / 255)
-
-
-def test_rectangles_are_covered_in_the_pixels_of_the_original():
-    grey = np.full((20, 30), 200, np.uint8)  # stored at half the size of the original
-    black = cover(grey, [Rectangle(10, 4, 21, 6), Rectangle(58, 38, 50, 50)], 60, 40)
-    slow = np.array(grey)
-    for y in range(40):
-        for x in range(60):
-            inside = (10 <= x < 31 and 4 <= y < 10) or (x >= 58 and y >= 38)
-            if inside:
-                slow[y // 2, x // 2] = 0
-    np.testing.assert_array_equal(black, slow)
-    assert (grey == 200).all()
-
-
-def test_words_are_white_where_they_are_asked_for():
-    strokes = word_pixels("SEDUTO", (5, 9), 12, 96)
-    rows, columns = np.nonzero(strokes)
-    assert rows.min() >= 9
-    assert columns.min() >= 5
-    assert rows.max() < 9 + 2 * 12
-    image = np.full((96, 96), 50, np.uint8)
-    pasted = paste(image, strokes)
-    np.testing.assert_array_equal(pasted[strokes == 0], 50)
-    assert (pasted >= image).all()
-    assert pasted.max() > 240
-    with pytest.raises(UserError, match="does not fit at 90,9 into 96 x 96"):
-        word_pixels("SEDUTO", (90, 9), 12, 96)
-    with pytest.raises(UserError, match="leaves no stroke"):
-        word_pixels(" ", (5, 9), 12, 96)
-
-
-def test_the_box_and_its_converse_share_the_image():
-    image = np.random.default_rng(0).integers(1, 255, (20, 20), np.uint8)
-    box = centre_box((0.1, 0.2, 0.9, 1), 20)
-    assert box.sum() == 16 * 16
-    np.testing.assert_array_equal(black_where(image, box) + black_where(image, ~box), image)
-
-
-@pytest.mark.parametrize("text", ["", "1", "a,b", "1,2,3"])
-def test_points_and_boxes_are_checked(text):
-    with pytest.raises(UserError, match="give x,y in pixels"):
-        parse_point(text, "--at")
-    with pytest.raises(UserError, match="as shares"):
-        parse_box(text)
-    with pytest.raises(UserError, match="as shares"):
-        parse_box("0.9,0.1,0.1,0.9")
 
 
 def test_a_model_of_borders_is_found_out(tmp_path, hospital, border_model, capsys):
@@ -257,34 +208,6 @@ def test_a_mask_that_could_be_anothers_is_refused(tmp_path):
         read_masks(tmp_path, samples, S)
 
 
-def listed(source, i, labels=()):
-    meta = SampleMeta(source, f"{i}.png", "0" * 64, 8, 8, patient=f"{source}-{i // 2}")
-    image = Component("png", 0, 0, "x")
-    return Listed(f"{source}-{i}", np.zeros(0, np.int8), labels, meta, Path("x"), image)
-
-
-def test_the_source_is_told_where_it_can_be_and_only_there():
-    rng = np.random.default_rng(0)
-    samples = [listed("ab"[i % 2], i, ("COVID-19",) if i % 2 else ("Normal",)) for i in range(80)]
-    alike = np.stack([features(rng.integers(0, 255, (S, S), np.uint8)) for _ in samples])
-    chance = predict_sources(samples, alike, 0)
-    assert abs(chance.mean_auroc - 0.5) < 0.2
-    for i in range(1, 80, 2):
-        alike[i, -18:-2] += 1  # the borders
-    told = predict_sources(samples, alike, 0)
-    assert told.mean_auroc > 0.9
-    assert told.confounded == {"COVID-19": "b", "Normal": "a"}
-    assert [one.labels for one in told.sources] == [{"Normal": 40}, {"COVID-19": 40}]
-
-
-def test_no_patient_is_fitted_and_judged():
-    """Every patient has a mark of their own and no source has any: only a leak could tell."""
-    rng = np.random.default_rng(1)
-    samples = [listed("ab"[(i // 2) % 2], i) for i in range(120)]
-    marks = rng.normal(size=(60, 30)).repeat(2, axis=0)
-    assert abs(predict_sources(samples, marks, 0).mean_auroc - 0.5) < 0.2
-
-
 def test_other_data_sets_are_the_other_sources(tmp_path, hospital, border_model):
     other = write_shards(tmp_path / "clinic", "clinic", dark_border=True)
     few = write_shards(tmp_path / "few", "few", images=8)
@@ -324,14 +247,6 @@ def test_a_class_that_the_data_set_lacks_leaves_the_calls_exclusive(hospital):
     assert found.accuracy.value == 0.5
     alone = command._truth(samples, manifest, names, False, omitted)
     assert (alone.exclusive, alone.targets.tolist()) == (False, [[1, -1, 0], [0, -1, 1]])
-
-
-def test_the_chosen_images_do_not_depend_on_their_order():
-    samples = [listed("a", i) for i in range(50)]
-    chosen = {one.key for one in pick(samples, 7)}
-    assert len(chosen) == 7
-    assert {one.key for one in pick(samples[::-1], 7)} == chosen
-    assert pick(samples, None) == samples
 
 
 @pytest.mark.parametrize(
