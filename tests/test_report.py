@@ -2,8 +2,6 @@
 
 import json
 import re
-import tomllib
-from fnmatch import fnmatch
 from html.parser import HTMLParser
 
 import numpy as np
@@ -24,9 +22,8 @@ from report_runs import (
 from serve import report_run
 from serve.gallery import Gallery, Picture
 from serve.report import ReportConfig, write_report
-from serve.report_charts import embed
 from serve.report_maps import image_webp, to_layer
-from serve.report_page import FOLDER, interval, level, p_value, percent, policy, signed, stacked
+from serve.report_page import interval, policy
 from shards.console import UserError
 
 
@@ -162,14 +159,6 @@ def test_everything_hostile_is_escaped(run):
     data = json.loads(page.scripts[1])
     assert data[0]["features"]["classes"] == list(LABELS)
     assert data[0]["evaluation"]["operating"]["classes"][2]["label"] == EVIL
-
-
-def test_embedded_json_cannot_end_its_element():
-    text = embed({"a": "</script><!-- & --> \u2028", "b": [0.1, None]})
-    assert not set("<>&") & set(text)
-    assert json.loads(text) == {"a": "</script><!-- & --> \u2028", "b": [0.1, None]}
-    with pytest.raises(ValueError):
-        embed(float("nan"))
 
 
 def test_the_sliders_counts_are_the_evaluations(run):
@@ -322,14 +311,6 @@ def test_gallery_figures_are_escaped(run, monkeypatch):
     ]
 
 
-def test_the_pages_parts_are_installed_with_the_package():
-    table = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
-    patterns = table["tool"]["setuptools"]["package-data"]["serve"]
-    parts = [path.name for path in FOLDER.glob("report*") if path.suffix != ".py"]
-    assert len(parts) > 10
-    assert [name for name in parts if not any(fnmatch(name, p) for p in patterns)] == []
-
-
 def test_a_temperature_that_could_not_be_fitted_is_told_so(run):
     evaluate_run(run, scored(30))
     assert "No temperature: python -m serve" in Page(write_report(ReportConfig((run,)))).text
@@ -340,22 +321,6 @@ def test_a_temperature_that_could_not_be_fitted_is_told_so(run):
     text = Page(write_report(ReportConfig((run,)))).text
     assert f"There is {said}." in text
     assert "No temperature: python -m serve" not in text
-
-
-def test_numbers_as_text():
-    assert percent(None) == "–"
-    assert interval(None) == "–"
-    assert interval({"value": 0.5, "low": 0.25, "high": 0.75}) == "50.0 % (25.0 to 75.0)"
-    assert interval({"value": 1.0, "low": None, "high": None}, "area") == "1.000"
-    assert signed({"value": -0.5, "low": None, "high": None}) == "-0.500"
-    assert [p_value(p) for p in (None, 1.0, 1e-4, 9e-5, 0.0)] == [
-        *("–", "1.0000", "0.0001"),
-        *("< 0.0001", "< 0.0001"),
-    ]
-    assert stacked("50.0 % (25.0 to 75.0)") == "50.0 % <small>(25.0 to 75.0)</small>"
-    assert stacked("<b>") == "&lt;b&gt;"
-    assert [level(count, 8) for count in (0, 4, 8)] == [0, 5, 10]
-    assert level(0, 0) == 0
 
 
 def test_energy_is_told_where_every_epoch_has_it():
