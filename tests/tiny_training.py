@@ -50,6 +50,19 @@ CONFIG = TrainConfig(
     device="cpu",
 )
 TWO_STAGES = replace(CONFIG, stages=(CHEST, replace(COVID, keep_neurons=KEEP)))
+# The demo at 32 pixels and about one epoch a phase; Normal keeps its 8 copies, COVID-19 has 12
+# (test_recipes.py takes a step with all 72).
+TINY = [
+    *("--size", "32", "--precision", "fp32", "--device", "cpu", "--micro-batch", "32"),
+    *("--stages.0.phases.1.epochs", "1", "--stages.1.phases.1.epochs", "1"),
+    *("--stages.1.batch", "6", "--stages.1.expansions.2.expansion.rotations", "1"),
+    *("--stages.1.expansions.1.expansion.rotations", "1"),
+    *("--stages.1.expansions.1.expansion.translations", "1"),
+]
+
+
+def arguments(shards: Path, folder: Path, *more: str) -> list[str]:
+    return ["demo", "--shards", str(shards), "--run", str(folder), *TINY, *more]
 
 
 def play(part: str, shards: Path, folder: Path) -> subprocess.CompletedProcess[str]:
