@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from serve.score_csv import DAMAGE, MODEL_COLUMNS
-from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder
+from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder, damage_of
 from serve.tables import KEY, Table, read_table
 from serve.truth import LabelTable
 from shards.console import UserError
@@ -157,7 +157,7 @@ def _predictions_of_folder(folder: ScoreFolder) -> PredictionTable:
         errors=tuple(rows.column("error").to_pylist()),
         exclusive=summary["exclusive"],
         synthetic=summary["synthetic"],
-        damaged=tuple(f"{a['name']}: {a['damage']}" for a in summary["archives"] if a["damage"]),
+        damaged=tuple(damage_of(summary)),
         scored_by=ScoredBy(
             summary["model"],
             summary["model_sha256"],

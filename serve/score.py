@@ -29,7 +29,7 @@ from serve.network import Network, sha256_of
 from serve.opened import foreign, open_network
 from serve.providers import Provider
 from serve.score_csv import check_csv, write_csv
-from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
+from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder, damage_of
 from serve.score_inputs import LIST_SIGN, find_archives, list_of
 from serve.score_run import Share, Work, run_here
 from serve.thresholds import PointName, pick
@@ -335,9 +335,9 @@ def _summary(out: Path, done: dict[str, Any], scored: int, *, already_done: bool
 
 
 def _fail_on_damage(done: dict[str, Any]) -> None:
-    damaged = [f"{a['name']}: {a['damage']}" for a in done["archives"] if a["damage"]]
+    damaged = "; ".join(damage_of(done))
     if damaged:
         raise RunFailed(
-            f"{'; '.join(damaged)}; what could be read is scored ({done['rows']} rows); fetch the "
-            "archive again and score it into another --out"
+            f"{damaged}; what could be read is scored ({done['rows']} rows); fetch the archive "
+            "again and score it into another --out"
         )

@@ -59,7 +59,7 @@ def write_csv(folder: ScoreFolder, summary: dict[str, Any], path: Path) -> None:
     """All rows in their order, part by part; the file appears by renaming. summary: the content of
     scores.json. UserError when a part is missing or damaged."""
     temporary = path.with_name(f".{path.name}.tmp")  # hidden: no input of the next run
-    tables = (_as_told(table, summary) for _, table in folder.tables())
+    tables = (_as_told(table, summary, archive) for archive, table in folder.tables())
     first = next(tables)
     with temporary.open("wb") as file:
         with pc.CSVWriter(file, first.schema) as writer:
@@ -70,13 +70,11 @@ def write_csv(folder: ScoreFolder, summary: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
-def _as_told(rows: pa.Table, summary: dict[str, Any]) -> pa.Table:
-    """The rows of a part with the columns that a table on its own needs."""
-    for name, kind in MODEL_COLUMNS.items():
-        rows = rows.append_column(name, pa.array([summary.get(name)] * len(rows), kind))
-    damage = {archive["name"]: archive["damage"] for archive in summary["archives"]}
-    told = [damage[name] for name in rows.column("archive").to_pylist()]
-    rows = rows.append_column(DAMAGE, pa.array(told, pa.string()))
+def _as_told(rows: pa.Table, summary: dict[str, Any], archive: int) -> pa.Table:
+    """The rows of an archive's part with the columns that a table on its own needs."""
+    told = {**summary, DAMAGE: summary["archives"][archive]["damage"]}
+    for name, kind in {**MODEL_COLUMNS, DAMAGE: pa.string()}.items():
+        rows = rows.append_column(name, pa.array([told.get(name)] * len(rows), kind))
     for place, field in enumerate(rows.schema):
         if field.type == pa.string():
             escaped = compute.replace_substring_regex(rows.column(place), f"^({FORMULA})", r"'\1")

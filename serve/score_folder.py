@@ -123,6 +123,11 @@ def schema_of(labels: Sequence[str], *, called: bool) -> pa.Schema:
     )
 
 
+def damage_of(summary: dict[str, Any]) -> list[str]:
+    """The archives of scores.json that could not be read to their end, each with the reason."""
+    return [f"{one['name']}: {one['damage']}" for one in summary["archives"] if one["damage"]]
+
+
 def unit_count(inputs: int) -> int:
     """Units of an archive with so many inputs."""
     return -(-inputs // UNIT_INPUTS)

@@ -18,7 +18,7 @@ from serve.archives import identify
 from serve.decode import Decoded, DecodePool, Task
 from serve.entries import ArchiveDamaged, BadMember
 from serve.figures import COLOURS, new_figure, to_png
-from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder
+from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder, damage_of
 from serve.score_inputs import find_archives
 from shards.console import RunFailed, UserError, one_line
 from shards.urls import path_of
@@ -107,8 +107,7 @@ def _lines(counts: Counts, content: dict[str, Any]) -> list[str]:
     lines += [f"  {n:9d}  error: {one_line(reason)}" for reason, n in shown]
     hidden = len(counts.errors) - len(shown)
     lines += [f"             and {hidden} more kinds of errors"] if hidden else []
-    damaged = [f"{a['name']}: {a['damage']}" for a in content["archives"] if a["damage"]]
-    lines += [f"  damaged: {one_line(text)}" for text in damaged]
+    lines += [f"  damaged: {one_line(text)}" for text in damage_of(content)]
     return lines
 
 

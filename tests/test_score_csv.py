@@ -32,6 +32,9 @@ def test_the_csv_holds_the_same_rows(tmp_path):
         if expected["prob_Normal"] is not None:
             assert float(row["prob_Normal"]) == pytest.approx(expected["prob_Normal"], abs=1e-6)
     (tmp_path / "rows.csv").unlink()
+    renamed = json.loads((tmp_path / "out/scores.json").read_text())
+    renamed["archives"][0]["name"] = "b.tar"
+    (tmp_path / "out/scores.json").write_text(json.dumps(renamed))
     assert score(config(tmp_path, path, csv=tmp_path / "rows.csv")).already_done
     assert (tmp_path / "rows.csv").is_file()
     with pytest.raises(UserError, match="no folder"):
