@@ -98,23 +98,13 @@ def without_lost(folder: Path, manifest: Manifest, split: str) -> tuple[Manifest
 
 
 def read_images(
-    folder: Path,
-    manifest: Manifest,
-    split: str,
-    keys: Iterable[str],
-    size: int,
-    damaged: dict[str, str] | None = None,
-) -> dict[str, np.ndarray]:
-    """key -> (size, size) uint8, prepared, for the keys that the split has. Reads only these.
-
-    damaged: is given key -> reason of those that cannot be read; None: the first one is a
-    RunFailed.
-    """
-    wanted, found = set(keys), {}
+    folder: Path, manifest: Manifest, split: str, keys: Iterable[str], size: int
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Of the keys that the split has: (key -> (size, size) uint8, prepared; key -> the reason, of
+    those that cannot be read). Reads only these, of shards that are all there: see without_lost."""
+    wanted, found, damaged = set(keys), {}, {}
     for shard in manifest.of_split(split):
         path = shard_path(folder, shard)
-        if not path.is_file():
-            raise UserError(f"{path} is missing; ingest again, or name the shards with --shards")
         with path.open("rb") as file:
             for components in read_index(path):
                 if components[0].key not in wanted:
@@ -126,12 +116,10 @@ def read_images(
                     data = read_component(file.fileno(), image, path)
                     grey = decode_stored(data, path, image.key)
                 except RunFailed as error:
-                    if damaged is None:
-                        raise
                     damaged[image.key] = str(error)
                     continue
                 found[image.key] = prepare(grey, manifest.shorter_side, size)
-    return found
+    return found, damaged
 
 
 def make_gallery(
@@ -162,8 +150,7 @@ def make_gallery(
     chosen = scored[choose_with(truth, probabilities, has_maps, size)]
     all_wrong = int(wrong_calls(truth, probabilities).sum())
     keys = [joined.keys[i] for i in chosen]
-    damaged: dict[str, str] = {}
-    found = read_images(folder, manifest, split, keys, ready.spec.size, damaged)
+    found, damaged = read_images(folder, manifest, split, keys, ready.spec.size)
     omitted = [f"{key} is not shown: {why}." for key, why in damaged.items()]
     chosen = chosen[[key not in damaged for key in keys]]
     keys = [joined.keys[i] for i in chosen]
