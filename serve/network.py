@@ -103,7 +103,7 @@ class Network:
     def _run(self, images: np.ndarray, compute: "_Compute") -> np.ndarray:
         """(N, 1, S, S) uint8 -> (N, L) float32."""
         count = len(images)
-        if self._padded:
+        if self._padded and count < self.batch:
             images = np.pad(images, ((0, self.batch - count), (0, 0), (0, 0), (0, 0)))
         values = images if self.foreign is None else normalised(images, self.foreign.normalise)
         values = np.broadcast_to(values, (len(values), *self._shape))  # of one channel three

@@ -31,7 +31,7 @@ from serve.providers import Provider
 from serve.score_csv import check_csv, write_csv
 from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder, damage_of
 from serve.score_inputs import LIST_SIGN, find_archives, list_of
-from serve.score_run import Share, Work, run_here
+from serve.score_run import Share, Work, run_here, shares_of
 from serve.thresholds import PointName, pick
 from shards.console import RunFailed, UserError
 from shards.remote import is_remote
@@ -179,7 +179,8 @@ def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: 
     else:
         each = max(1, workers // gpus)
         config = replace(config, provider=cast(Provider, network.provider))  # of all the same
-        run_on_each(run_share, [(work, config, each, Share(i, gpus)) for i in range(gpus)])
+        shares = shares_of(gpus, len(work.archives), config.limit)
+        run_on_each(run_share, [(work, config, each, share) for share in shares])
 
 
 def run_share(work: Work, config: ScoreConfig, workers: int, share: Share) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve import score_json
-from serve.thresholds import OperatingPoint, call
+from serve.thresholds import OperatingPoint, called
 from shards.console import UserError
 from shards.lock import hold
 from shards.writer import write_atomic
@@ -76,33 +77,40 @@ class Columns:
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """The rows as a table of `schema`."""
-        return pa.Table.from_pylist([self._record(row) for row in rows], schema=self.schema)
+        missing = np.array([row.probabilities is None for row in rows], bool)
+        values = np.zeros((len(rows), len(self.labels)), np.float32)
+        for place, row in enumerate(rows):
+            if row.probabilities is not None:
+                values[place] = row.probabilities
 
-    def _record(self, row: Row) -> dict[str, Any]:
-        record: dict[str, Any] = {
-            "archive": row.archive,
-            "member": row.member,
-            "key": row.key,
-            "predicted": None,
-            "model_sha256": self.model_sha256,
-            "preprocessing_version": self.preprocessing_version,
-            "error": row.error,
+        def of_images(column: Any) -> pa.Array:
+            return pa.array(column, mask=missing)
+
+        probabilities = dict(zip(self.labels, values.T))
+        columns = {
+            "archive": [row.archive for row in rows],
+            "member": [row.member for row in rows],
+            "key": [row.key for row in rows],
+            **{PROBABILITY_PREFIX + name: of_images(p) for name, p in probabilities.items()},
+            "predicted": of_images(self._predicted(values)),
+            "model_sha256": [self.model_sha256] * len(rows),
+            "preprocessing_version": [self.preprocessing_version] * len(rows),
+            "error": [row.error for row in rows],
         }
-        if row.probabilities is not None:
-            pairs = list(zip(self.labels, row.probabilities.tolist()))
-            record |= {PROBABILITY_PREFIX + label: value for label, value in pairs}
-            record["predicted"] = self.predicted(row.probabilities)
-            if self.points is not None:
-                calls = call(row.probabilities, self.points)
-                record |= {CALL_PREFIX + label: found for label, found in zip(self.labels, calls)}
-        return record
+        for name, point in zip(self.labels, self.points or ()):
+            columns[CALL_PREFIX + name] = (
+                pa.nulls(len(rows), pa.bool_())
+                if point is None
+                else of_images(called(probabilities[name], point))
+            )
+        return pa.Table.from_pydict(columns, schema=self.schema)
 
-    def predicted(self, probabilities: np.ndarray) -> str:
-        """The label of the highest probability; of labels that do not exclude each other, those
+    def _predicted(self, probabilities: np.ndarray) -> list[str]:
+        """(N, L) -> the label of the highest one; of labels that do not exclude each other, those
         with at least one half, joined by `|`."""
         if self.exclusive:
-            return self.labels[int(probabilities.argmax())]
-        return "|".join(label for label, p in zip(self.labels, probabilities) if p >= 0.5)
+            return [self.labels[place] for place in probabilities.argmax(axis=1).tolist()]
+        return ["|".join(compress(self.labels, row)) for row in (probabilities >= 0.5).tolist()]
 
 
 def schema_of(labels: Sequence[str], *, called: bool) -> pa.Schema:

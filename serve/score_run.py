@@ -31,13 +31,23 @@ class Scored:
 
 @dataclass(frozen=True)
 class Share:
-    """Of the units those whose number gives `index` modulo `count`."""
+    """The part of process `index` of `count`: every `count`-th unit; whole: every `count`-th
+    archive, so that no process walks through the headers of what others score."""
 
     index: int = 0
     count: int = 1
+    whole: bool = False
 
-    def has(self, unit: int) -> bool:
-        return unit % self.count == self.index
+    def has(self, archive: int, unit: int = 0) -> bool:
+        # With the archive's number, or the first process had all archives of one unit.
+        return (archive + (0 if self.whole else unit)) % self.count == self.index
+
+
+def shares_of(count: int, archives: int, limit: int | None) -> list[Share]:
+    """The parts of so many processes. Of at least 8 archives for each, whole ones: then the last
+    are soon done. Not with a limit, which counts across archives, so that all have to be read."""
+    whole = limit is None and archives >= 8 * count
+    return [Share(index, count, whole) for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -64,11 +74,13 @@ class Work:
             finished[index].add(unit)
         left = self.limit
         for index, archive in enumerate(self.archives):
+            if share.whole and not share.has(index):
+                continue
             end, done = self.folder.end_of(index), finished[index]
             if end is None or not done.issuperset(range(unit_count(end.inputs))):
                 chunks = archive_chunks(
                     archive,
-                    partial(_skips, done, share),
+                    partial(_skips, done, share, index),
                     left,
                     keep_names=self.keep_names,
                     most=most,
@@ -91,7 +103,7 @@ class Work:
                     f"{self.archives[archive].called} changed while it was read; score it again "
                     "into another --out"
                 )
-            if share.index == 0:  # all read every archive to its end, but one name has one writer
+            if share.has(archive):  # others may read it to its end, but one name has one writer
                 self.folder.write_end(archive, chunk.end)
 
     def expected(self, share: Share) -> int | None:
@@ -105,8 +117,8 @@ class Work:
         return max(0, total - self.committed) // share.count
 
 
-def _skips(done: set[int], share: Share, unit: int) -> bool:
-    return unit in done or not share.has(unit)
+def _skips(done: set[int], share: Share, archive: int, unit: int) -> bool:
+    return unit in done or not share.has(archive, unit)
 
 
 class Unit:
@@ -165,7 +177,8 @@ def run_here(work: Work, network: Network, workers: int, share: Share = Share())
     """Decode in `workers` processes and score in this one, at the same time."""
     info = network.info
     with DecodePool(workers, info.shorter_side, info.size) as pool:
-        take_in(work, network, pool.run(work.tasks(share, in_place=True)), share)
+        most = max(CHUNK_INPUTS, network.batch)
+        take_in(work, network, pool.run(work.tasks(share, most, in_place=True)), share)
 
 
 def take_in(

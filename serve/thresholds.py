@@ -115,7 +115,7 @@ def pick(
     return points
 
 
-def call(probabilities: np.ndarray, points: Sequence[OperatingPoint | None]) -> list[bool | None]:
-    """(L,) probabilities of one image -> called or not; None for a label without a threshold."""
-    wide = probabilities.astype(np.float64).tolist()  # float32 would round the threshold too
-    return [None if p is None else value >= p.threshold for value, p in zip(wide, points)]
+def called(probabilities: np.ndarray, point: OperatingPoint) -> np.ndarray:
+    """(N,) probabilities of a label -> (N,) bool."""
+    wide = probabilities.astype(np.float64)  # float32 would round the threshold too
+    return np.asarray(wide >= point.threshold)

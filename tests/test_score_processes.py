@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_archives import write_tar
 from test_score import config, picture, pictures
 from tiny_model import LABELS, SIZE
@@ -18,7 +20,7 @@ from serve.gpus import gpu_count, run_on_each, wanted_gpus
 from serve.score import ScoreConfig, _counts, open_network, run_share, score
 from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
 from serve.score_inputs import find_archives
-from serve.score_run import Share, Unit, Work, run_here, take_in
+from serve.score_run import Share, Unit, Work, run_here, shares_of, take_in
 from serve.units import Chunk, Input
 from shards.codec import encode
 from shards.console import RunFailed, UserError
@@ -50,7 +52,28 @@ def test_processes_share_the_units_and_write_the_rows_of_one(tmp_path):
     assert next(task.tag[1].unit for task in work.tasks(Share()) if task.images) == 1
 
 
-def test_of_several_processes_one_writes_the_ends(tmp_path, monkeypatch):
+@given(st.integers(1, 9), st.integers(0, 90), st.integers(0, 40), st.none() | st.just(7))
+def test_every_unit_has_one_process(count, archive, unit, limit):
+    for archives in (archive + 1, 8 * count):
+        shares = shares_of(count, archives, limit)
+        assert [share.index for share in shares] == list(range(count))
+        assert sum(share.has(archive, unit) for share in shares) == 1
+
+
+def test_small_archives_are_not_all_of_the_first_process(tmp_path):
+    archives = [write_tar(tmp_path / f"{i:02d}.tar", pictures(1, (8, 8))) for i in range(16)]
+    work = work_of(tmp_path, replace(config(tmp_path, archives[0]), archives=tuple(archives)))
+    for limit in (None, 16):  # whole archives, and unit by unit
+        shares = shares_of(2, 16, limit)
+        assert [share.whole for share in shares] == [limit is None] * 2
+        found = [[t.tag[0] for t in work.tasks(share) if t.images] for share in shares]
+        assert found == [list(range(0, 16, 2)), list(range(1, 16, 2))]
+        met = [{task.tag[0] for task in work.tasks(share)} for share in shares]
+        assert [len(indices) for indices in met] == ([8, 8] if limit is None else [16, 16])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_of_several_processes_one_writes_an_archives_end(tmp_path, monkeypatch, whole):
     """Two would write the same temporary file, and one would miss it or leave half of it."""
     archives = [write_tar(tmp_path / f"{i}.tar", pictures(3, (8, 8))) for i in range(3)]
     asked = replace(config(tmp_path, archives[0]), archives=tuple(archives))
@@ -62,10 +85,10 @@ def test_of_several_processes_one_writes_the_ends(tmp_path, monkeypatch):
         write_end(self, archive, end)
 
     monkeypatch.setattr(ScoreFolder, "write_end", noted)
-    run_here(work, network, 1, Share(1, 2))
-    assert written == []
-    run_here(work, network, 1, Share(0, 2))
-    assert written == [0, 1, 2]
+    run_here(work, network, 1, Share(1, 2, whole))
+    assert written == [1]
+    run_here(work, network, 1, Share(0, 2, whole))
+    assert written == [1, 0, 2]
     assert _counts(work) == [(3, 0)] * 3
 
 

@@ -13,7 +13,7 @@ from tiny_model import LABELS, model_info, write_model
 
 from serve.model_info import PREFIX, from_metadata, to_metadata
 from serve.score import score
-from serve.thresholds import OperatingPoint, call, choose, pick, sensitivity_point, youden_point
+from serve.thresholds import OperatingPoint, called, choose, pick, sensitivity_point, youden_point
 from shards.console import UserError
 
 # Few distinct values, so that ties are common; neighbours in float32, so that midpoints are hard.
@@ -70,9 +70,9 @@ def test_calling_with_a_point_gives_its_rates(found):
     scores, truth = split(found)
     for point in (youden_point(scores, truth), sensitivity_point(scores, truth, 0.98)):
         if point is not None:
-            called = np.array([call(np.array([s], np.float32), (point,))[0] for s in scores])
-            assert called[truth].mean() == point.sensitivity
-            assert (~called[~truth]).mean() == point.specificity
+            yes = called(np.array(scores, np.float32), point)
+            assert yes[truth].mean() == point.sensitivity
+            assert (~yes[~truth]).mean() == point.specificity
 
 
 def test_unknown_labels_are_left_out_and_one_kind_has_no_point():
@@ -81,7 +81,7 @@ def test_unknown_labels_are_left_out_and_one_kind_has_no_point():
     points = choose(probabilities, targets, ("a", "b"))
     assert points["youden"]["a"] == OperatingPoint(0.55, 1.0, 1.0, 1, 2)
     assert points["youden"]["b"] is None
-    assert call(probabilities[0], (points["youden"]["a"], None)) == [True, None]
+    assert called(probabilities[:, 0], points["youden"]["a"]).tolist() == [True, False, False, True]
 
 
 def test_98_percent_of_50_is_49():
