@@ -266,6 +266,19 @@ def test_a_resumed_epochs_line_is_of_the_whole_epoch(
     assert line["img_s"] < line["copies"] / before["step_seconds"]
 
 
+def test_the_ranks_weights_are_compared_each_epoch_before_it_is_judged(
+    tiny_shards, tmp_path, monkeypatch
+):
+    done: list[str] = []
+    monkeypatch.setattr(World, "check_same", lambda self, model: done.append("compared"))
+    validate = Trainer._validate
+    monkeypatch.setattr(
+        Trainer, "_validate", lambda *words: done.append(words[-1]) or validate(*words)
+    )
+    trained(tiny_shards, tmp_path / "run")
+    assert done == [*["compared", "val"], "test", *["compared", "val"] * 3, "test"]
+
+
 def test_a_line_has_auroc_and_f1_of_each_label(undisturbed):
     for line in read_metrics(undisturbed):
         for measure in ("val_auroc", "val_f1"):

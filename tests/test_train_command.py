@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,9 @@ from train.dist import World
 from train.log import read_metrics
 from train.loop import Trainer
 from train.models import build_model
+from train.recipes import RECIPES
 from train.runs import ModelSpec, load_run_model, save_model
-from train.settings import write_settings
+from train.settings import jsonable, write_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 # The demo at 32 pixels and about one epoch a phase; Normal keeps its 8 copies, COVID-19 has 12
@@ -236,6 +237,21 @@ def test_an_unknown_recipe_as_a_process():
     assert (status, out) == (2, "")
     assert err.startswith("error: no recipe 'nope'; there are: demo, ")
     assert len(err.splitlines()) == 1
+
+
+def test_list_and_show_tell_what_is_known_of_a_recipe(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "list"])
+    monkeypatch.setenv("COLUMNS", "1000")
+    command.main()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name, entry in RECIPES.items():
+        first = next(n for n, line in enumerate(lines) if line.split(" ")[0] == name)
+        told = [" ".join(line.split()) for line in lines[first : first + 5]]
+        facts = ("source", "data", "cost", "expect")
+        assert told == [f"{name} {entry.what}", *(f"{f} {getattr(entry, f)}" for f in facts)]
+        monkeypatch.setattr(sys, "argv", ["train", "show", name])
+        command.main()
+        assert json.loads(capsys.readouterr().out) == jsonable(asdict(entry.build()))
 
 
 def test_an_unknown_setting_lists_the_valid(fail_with, tmp_path):
