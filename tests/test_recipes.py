@@ -2,6 +2,7 @@
 images of synthetic shards."""
 
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ingest import __main__ as ingest
 from ingest.label_map import read_label_map
 from shards.console import UserError
 from shards.labels import CHESTXRAY14, COVID, Vocabulary
@@ -288,6 +290,19 @@ def test_the_maps_of_the_merged_sets_fit_their_labels():
         for word in entry.data.split():
             if word.endswith(".toml"):
                 assert (folder.parent.parent.parent / word).is_file(), name
+
+
+def test_the_commands_that_make_the_data_lack_the_data_alone(monkeypatch):
+    """Each is typed as `list` prints it, where no data set lies."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    lines = {line for entry in RECIPES.values() for line in entry.data.split("; ")}
+    assert len(lines) > 5
+    for line in lines - {"make demo"}:
+        program, words = line.split()[:3], line.split()[3:]
+        assert program == ["python", "-m", "ingest"]
+        monkeypatch.setattr(sys, "argv", ["ingest", *words])
+        with pytest.raises(UserError, match=r"^no folder (NIH|COVID|COHEN|KERMANY|FOLDER|SHARDS)"):
+            ingest.main()
 
 
 STAGE = recipe("deepcovid-resnet18").stages[0]
