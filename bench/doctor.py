@@ -23,7 +23,6 @@ from bench.config import BenchConfig, settle
 from bench.dali_parts import dali_parts
 from bench.images import ingest_raw, raw_images
 from bench.machine import (
-    commit,
     forward_flops,
     matmul_flop_s,
     this_machine,
@@ -44,6 +43,7 @@ from train.input_torch import resize_group
 from train.optim import OptimConfig, build_optim
 from train.phases import Phase
 from train.precision import Precision, set_cuda
+from train.settings import commit
 from train.store import Store
 
 ONCE = ("read", "decode", "resize", "copy")

@@ -1,9 +1,8 @@
-"""What a rate was measured on: the machine, the versions and the commit."""
+"""What a rate was measured on: the machine and the versions."""
 
 import importlib.metadata
 import os
 import platform
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +63,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def commit() -> str | None:
-    """The checkout's commit, with `-dirty` behind it when files differ; None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def matmul_flop_s(device: torch.device, dtype: torch.dtype) -> float:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from bench.machine import commit, this_machine, versions
+from bench.machine import this_machine, versions
 from shards.console import progress
+from train.settings import commit
 
 Side = Callable[[], int]  # does the work once, and returns how many images that were
 

@@ -1,6 +1,8 @@
 """python -m train compare: the table and Figure 1; `make paper`, which ends in it."""
 
 import json
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 from shards.console import UserError
 from train import __main__ as command
 from train.compare import CompareCommand, compare, draw, phase_rows, run_names
+from train.config import check_config, without_skipped
 from train.recipes import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,12 +183,17 @@ def test_a_stages_settings_are_given_by_its_name_too():
         command.parse("network-c", ["--stages.nope.batch", "7"], command.TrainCommand)
 
 
-def paper(*words: str) -> list[str]:
-    make = ["make", "-n", "-o", ".venv/.done", "paper", "SHARDS=s", "OUT=o", "ARGS=--size 64"]
-    done = subprocess.run([*make, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+def trainings(*words: str) -> list[str]:
+    """What `make` would call of `python -m train`."""
+    make = ["make", "-n", "-o", ".venv/.done", *words]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
     return [
         line.split(" -m train ")[1] for line in done.stdout.splitlines() if " -m train " in line
     ]
+
+
+def paper(*words: str) -> list[str]:
+    return trainings("paper", "SHARDS=s", "OUT=o", "ARGS=--size 64", *words)
 
 
 def test_make_paper_trains_all_five_of_one_chestxray14_run():
@@ -210,3 +218,38 @@ def test_make_paper_trains_all_five_of_one_chestxray14_run():
     chexnet = paper("CHEXNET=x.pth")
     assert "chestxray14-densenet121" not in " ".join(chexnet)
     assert chexnet[-2].endswith('--start.kind chexnet --start.path "x.pth"')
+
+
+def readme_commands() -> list[list[str]]:
+    """The words of every `make paper` and `make train` in train/README.md that stands whole."""
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "train" / "README.md").read_text())
+    found = re.findall(r"^    make ((?:paper|train) .*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in found]
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=lambda words: " ".join(words)[:40])
+def test_the_readmes_commands_are_trainings(words):
+    lines = [shlex.split(line) for line in trainings(*words)]
+    networks = [line for line in lines if line[0] != "compare"]
+    assert (len(networks), len(lines)) in ((1, 1), (6, 7), (7, 8))
+    for name, *options in networks:
+        parsed = command.parse(name, options, command.TrainCommand).config
+        check_config(parsed)
+        without_skipped(parsed)
+
+
+def test_the_table_of_a_to_e_has_its_command():
+    (words,) = [words for words in readme_commands() if "ARGS=--size 48" in words]
+    epochs = {}
+    for line in trainings(*words)[:-1]:
+        name, *options = shlex.split(line)
+        parsed = command.parse(name, options, command.TrainCommand).config
+        phases = without_skipped(parsed).stages[-1].phases
+        epochs[name] = (parsed.size, parsed.start.kind, [phase.epochs for phase in phases])
+    chest, covid = [1, 6], [1, 3, 1, 1]
+    assert epochs == {
+        "chestxray14-densenet201": (48, "random", chest),
+        "chestxray14-densenet121": (48, "random", chest),
+        "network-a": (48, "random", covid),
+        **{f"network-{letter}": (48, "checkpoint", covid) for letter in "bcde"},
+    }

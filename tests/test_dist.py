@@ -44,6 +44,18 @@ def test_a_world_of_one_changes_nothing():
     world.close()
 
 
+def test_sync_norm_is_torchs_under_the_same_names():
+    world, plain = World("cpu"), nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    kept = {name: value.clone() for name, value in plain.state_dict().items()}
+    assert world.sync_norm(plain, True) is plain  # of one process
+    world.size = 2
+    assert world.sync_norm(plain, False) is plain
+    synced = world.sync_norm(plain, True)
+    assert isinstance(synced[1], nn.SyncBatchNorm)
+    assert synced.state_dict().keys() == kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in synced.state_dict().items())
+
+
 @pytest.mark.parametrize(("device", "said"), [("cpu", None), ("cuda:1", [1])])
 def test_a_rank_meets_the_others_on_its_own_gpu_and_waits_for_none_when_it_fails(
     monkeypatch, device, said

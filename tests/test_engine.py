@@ -19,7 +19,8 @@ from shards.console import RunFailed, UserError, run
 from shards.labels import UNKNOWN
 from train import __main__ as command
 from train import loop as train_loop
-from train.config import TrainConfig
+from train.augment import EIGHT
+from train.config import LabelExpansion, TrainConfig
 from train.dist import World
 from train.log import read_metrics
 from train.loop import Trainer
@@ -264,6 +265,43 @@ def test_a_resumed_epochs_line_is_of_the_whole_epoch(
     assert line["copies"] == read_metrics(undisturbed)[1]["copies"] == 24
     assert line["seconds"] > before["seconds"]
     assert line["img_s"] < line["copies"] / before["step_seconds"]
+
+
+def test_the_ranks_weights_are_compared_each_epoch_before_it_is_judged(
+    tiny_shards, tmp_path, monkeypatch
+):
+    done: list[str] = []
+    monkeypatch.setattr(World, "check_same", lambda self, model: done.append("compared"))
+    validate = Trainer._validate
+    monkeypatch.setattr(
+        Trainer, "_validate", lambda *words: done.append(words[-1]) or validate(*words)
+    )
+    trained(tiny_shards, tmp_path / "run")
+    assert done == [*["compared", "val"], "test", *["compared", "val"] * 3, "test"]
+
+
+@pytest.mark.parametrize("expand", [True, False])
+def test_validation_sees_the_copies_where_it_is_said_and_the_test_none(
+    tiny_shards, tmp_path, monkeypatch, expand
+):
+    seen, validate = [], train_loop.validate
+
+    def noting(model, store, expander, **options):
+        more = expander.factors(store.labels).sum() - len(store)
+        seen.append((int(more), 7 * int((store.labels[:, 2] == 1).sum())))
+        return validate(model, store, expander, **options)
+
+    monkeypatch.setattr(train_loop, "validate", noting)
+    stage = replace(
+        COVID,
+        phases=(Phase("head", 1, "head", 0.05),),
+        expansions=(LabelExpansion("COVID-19", EIGHT),),
+        expand_validation=expand,
+    )
+    trained(tiny_shards, tmp_path / "run", replace(CONFIG, stages=(stage,)))
+    (val, of_val), (test, of_test) = seen
+    assert (val, test) == (of_val if expand else 0, 0)
+    assert min(of_val, of_test) > 0
 
 
 def test_a_line_has_auroc_and_f1_of_each_label(undisturbed):

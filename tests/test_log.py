@@ -2,6 +2,7 @@
 
 import errno
 import json
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from shards.console import UserError
 from train.log import MetricsLog, read_metrics
 from train.recipes.bassi import demo
-from train.settings import held, write_settings
+from train.settings import commit, held, write_settings
 from train.store import InputConfig
 
 
@@ -33,6 +34,20 @@ def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path):
     elsewhere = replace(demo(), seed=7, input=InputConfig("torch", threads=1), start=start)
     elsewhere = replace(elsewhere, device="cpu")
     write_settings(run, elsewhere, tmp_path / "moved", synthetic=True)
+
+
+def test_settings_tell_the_commit_or_that_none_is_known(tmp_path: Path, monkeypatch):
+    git = ["git", "-C", str(Path(__file__).parents[1]), "rev-parse", "--short=12", "HEAD"]
+    try:
+        head = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        head = None
+    for known in (head, None):
+        write_settings(tmp_path / "run", demo(), tmp_path, synthetic=True)
+        found = json.loads((tmp_path / "run" / "settings.json").read_bytes())["commit"]
+        assert (found.removesuffix("-dirty") if found else None) == known
+        monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
+    assert commit() is None
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path):

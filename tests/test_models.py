@@ -48,6 +48,17 @@ def test_the_output_layer_is_torchvisions(architecture):
     assert (len(weight), weight.shape[1]) == (7, old.weight.shape[1])
 
 
+@pytest.mark.parametrize("end", ["linear", "soares"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_network_is_in_channels_last(architecture, end):
+    with torch.device("meta"):
+        model = build_model(architecture, 5, head=end, size=96)
+        replace_head(model, 7)
+    kernels = [weight for weight in model.parameters() if weight.ndim == 4]
+    assert kernels
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
 @pytest.mark.parametrize("architecture", QUICK)
 def test_a_network_gives_logits_and_keeps_neurons(architecture):
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import torch
 from test_engine import newest_state
 
 from train.dist import World
+from train.epoch import PhaseRun
 from train.monitor import Monitor
 from train.position import Position
 from train.precision import Precision
@@ -50,3 +51,13 @@ def test_what_a_gpu_does_not_tell_is_left_out():
     assert (monitor.note(), monitor.energy_j()) == ("", None)
     monitor._nvml, monitor._handle = FakeNvml(), "gpu"
     assert (monitor.note(), monitor.energy_j()) == ("412 W", 7.0)
+
+
+def test_the_bar_shows_loss_rate_memory_and_power():
+    monitor, nvml = Monitor(torch.device("cpu")), FakeNvml()
+    at = Position(loss_sum=1.0, loss_count=2.0, copies=100, step_seconds=4.0)
+    run = SimpleNamespace(at=at, clock=SimpleNamespace(monitor=monitor))
+    assert PhaseRun._note(run) == "loss 0.5000, 25 img/s"
+    nvml.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(used=12_340_000_000)
+    monitor._nvml, monitor._handle = nvml, "gpu"
+    assert PhaseRun._note(run) == "loss 0.5000, 25 img/s, 12.3 GB, 412 W"

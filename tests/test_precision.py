@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.precision import Precision, set_cuda
+from train.precision import Precision, best_precision, set_cuda
 
 GPU = torch.device("cuda")
 
@@ -36,3 +36,30 @@ def test_a_precision_changes_nothing_for_others():
     set_cuda(GPU, tf32=False, few_shapes=False)
     Precision("fp32", GPU)
     assert flags() == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"), [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512f", "fp32")]
+)
+def test_auto_on_a_cpu_is_bf16_where_it_multiplies_in_it(monkeypatch, flag, name):
+    monkeypatch.setattr("train.precision._cpu_flags", lambda: {"sse2", flag})
+    precision = Precision("auto", torch.device("cpu"))
+    assert precision.name == name
+    assert not precision.scaler.is_enabled()
+    with precision.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (
+        product.dtype
+        == precision.input_dtype
+        == getattr(torch, {"fp32": "float32"}.get(name, "bfloat16"))
+    )
+
+
+@pytest.mark.parametrize(("there", "name"), [(True, "bf16"), (False, "fp16")])
+def test_auto_on_a_gpu_is_bf16_where_it_is_not_emulated(monkeypatch, there, name):
+    asked = []
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda **options: asked.append(options) or there
+    )
+    assert best_precision(GPU) == name
+    assert asked == [{"including_emulation": False}]

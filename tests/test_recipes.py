@@ -1,6 +1,8 @@
-"""train.recipes: all settings as golden files, the papers' numbers, and a real step of each."""
+"""train.recipes: all settings as golden files, the papers' numbers, and a real step of each on
+images of synthetic shards."""
 
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from ingest import __main__ as ingest
 from ingest.label_map import read_label_map
 from shards.console import UserError
 from shards.labels import CHESTXRAY14, COVID, Vocabulary
+from shards.manifest import load_manifest
 from train.augment import NONE, Augment
 from train.config import (
     Stage,
@@ -24,6 +28,7 @@ from train.config import (
 )
 from train.dist import World
 from train.expand import Expander
+from train.load import load_store
 from train.models import build_model
 from train.optim import OptimConfig, build_optim, set_mode, set_trainable
 from train.precision import Precision
@@ -31,7 +36,7 @@ from train.recipes import RECIPES, recipe
 from train.recipes.entry import passes
 from train.settings import jsonable
 from train.step import Stepper
-from train.store import Store
+from train.store import InputConfig, Store
 from train.weights import StartConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -121,11 +126,13 @@ def stage_vocabulary(stage: Stage) -> Vocabulary:
     return whole if not stage.labels else Vocabulary(stage.labels, exclusive=False)
 
 
-def toy_store(width: int, size: int) -> Store:
-    """Three random images, of as many labels in turn."""
-    images = np.random.default_rng(0).integers(0, 256, (3, size, size), np.uint8)
+def toy_store(shards: Path, width: int, size: int) -> Store:
+    """Three images of synthetic shards, of as many labels in turn."""
+    folder, config = shards / "covid-radiography", InputConfig("torch", threads=1)
+    options = {"size": size, "config": config, "device": torch.device("cpu"), "shown": False}
+    store = load_store(folder, load_manifest(folder), "train", **options)
     labels = np.eye(width, dtype=np.int8)[np.arange(3) % width]
-    return Store(("a", "b", "c"), torch.from_numpy(images), labels)
+    return Store(store.keys[:3], store.images[:3].clone(), labels)
 
 
 # The soares head pools maps of 2 x 2.
@@ -133,7 +140,9 @@ def size_of(config: TrainConfig) -> int:
     return 64 if config.head == "soares" else 32
 
 
-def one_step(config: TrainConfig, stage: Stage) -> tuple[torch.nn.Module, tuple[float, int, int]]:
+def one_step(
+    config: TrainConfig, stage: Stage, shards: Path
+) -> tuple[torch.nn.Module, tuple[float, int, int]]:
     """The stage's last phase for one step over all three images with all their copies."""
     torch.manual_seed(0)
     vocabulary, phase, size = stage_vocabulary(stage), stage.phases[-1], size_of(config)
@@ -144,7 +153,7 @@ def one_step(config: TrainConfig, stage: Stage) -> tuple[torch.nn.Module, tuple[
     stepper = Stepper(
         model=model,
         optim=build_optim(config.optim, model, phase),
-        store=toy_store(len(vocabulary), size),
+        store=toy_store(shards, len(vocabulary), size),
         expander=Expander(expansions_of(stage, vocabulary), stage.augment, config.seed, size),
         precision=Precision("fp32", world.device),
         world=world,
@@ -162,16 +171,16 @@ STEPS = [pytest.param(n, marks=pytest.mark.soak) if n in SLOW else n for n in RE
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_one_real_step_reaches_every_weight(name):
+def test_one_real_step_reaches_every_weight(name, tiny_shards):
     config = recipe(name)
     stage = config.stages[-1]
-    model, (loss, terms, copies) = one_step(config, stage)
-    labels = toy_store(len(stage_vocabulary(stage)), 8).labels
+    model, (loss, terms, copies) = one_step(config, stage, tiny_shards)
+    width = len(stage_vocabulary(stage))
     factors = [1 if not stage.expansions else f for f in (8, 8, 72)]
     if stage.variations:
         factors = [1, 5, 1]
     assert copies == sum(factors)
-    assert terms == copies * (1 if stage.output == "softmax" else labels.shape[1])
+    assert terms == copies * (1 if stage.output == "softmax" else width)
     assert 0.2 < loss / terms < 4
     # Gradients, not moves: at lr 1e-5 a batch norm's weight of 1.0 may round back to itself.
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
@@ -186,12 +195,12 @@ def test_one_real_step_reaches_every_weight(name):
         assert not any(norm.training for norm in norms)
 
 
-def test_a_frozen_phase_moves_the_output_layer_only():
+def test_a_frozen_phase_moves_the_output_layer_only(tiny_shards):
     config = recipe("chestxray14-densenet121")
     stage = replace(config.stages[0], phases=config.stages[0].phases[:1])
     torch.manual_seed(0)
     before = dict(build_model(config.architecture, 15).named_parameters())
-    model, _ = one_step(config, stage)
+    model, _ = one_step(config, stage, tiny_shards)
     moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert moved == {"classifier.weight", "classifier.bias"}
 
@@ -283,6 +292,19 @@ def test_the_maps_of_the_merged_sets_fit_their_labels():
                 assert (folder.parent.parent.parent / word).is_file(), name
 
 
+def test_the_commands_that_make_the_data_lack_the_data_alone(monkeypatch):
+    """Each is typed as `list` prints it, where no data set lies."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    lines = {line for entry in RECIPES.values() for line in entry.data.split("; ")}
+    assert len(lines) > 5
+    for line in lines - {"make demo"}:
+        program, words = line.split()[:3], line.split()[3:]
+        assert program == ["python", "-m", "ingest"]
+        monkeypatch.setattr(sys, "argv", ["ingest", *words])
+        with pytest.raises(UserError, match=r"^no folder (NIH|COVID|COHEN|KERMANY|FOLDER|SHARDS)"):
+            ingest.main()
+
+
 STAGE = recipe("deepcovid-resnet18").stages[0]
 
 
@@ -321,6 +343,13 @@ def test_sync_norm_needs_as_many_copies_in_each_process(changes, processes, fits
     )
     with nullcontext() if fits else refused:
         check_stage(config, stage, TWO, processes)
+
+
+def test_class_weights_stand_at_their_labels():
+    loss = loss_of(replace(STAGE, class_weights=(("COVID-19", 2.5),)), TWO, torch.device("cpu"))
+    assert loss.weights is not None
+    assert (loss.output, loss.weights.tolist()) == ("softmax", [1.0, 2.5])
+    assert loss_of(STAGE, TWO, torch.device("cpu")).weights is None
 
 
 def test_stages_that_another_run_has_trained_are_left_out():

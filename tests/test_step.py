@@ -1,5 +1,7 @@
 """train.step: what a rank trains on, in both units of a batch, on any number of ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,22 @@ def test_the_gradient_is_the_mean_over_the_named_copies():
     gradients = [[p.grad for p in s.model.parameters()] for s in (whole, *parts)]
     for one, first, second in zip(*gradients):
         torch.testing.assert_close((first + second) / 2, one)  # as DDP averages them
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_step_is_clipped_whatever_its_scale(scale):
+    """lr 0.1: clipped to 0.01 the weights move by 0.001. The scaler's factor is no gradient."""
+    moved = []
+    for clip_norm in (0.01, None):
+        stepper = replace(stepper_of(0, 1), clip_norm=clip_norm)
+        stepper.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        before = [p.detach().clone() for p in stepper.model.parameters()]
+        stepper.accumulate(np.arange(6), EPOCH)
+        stepper.update()
+        steps = [p.detach() - old for p, old in zip(stepper.model.parameters(), before)]
+        moved.append(float(torch.cat([step.flatten() for step in steps]).norm()))
+    assert moved[0] == pytest.approx(0.001, rel=1e-3)
+    assert moved[1] > 0.002
 
 
 def test_micro_batches_have_the_fixed_size():

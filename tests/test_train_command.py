@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ import torch
 from tiny_training import ROOT, arguments
 
 from shards.manifest import load_manifest
+from train import __main__ as command
 from train.log import read_metrics
+from train.recipes import RECIPES
 from train.runs import load_run_model
+from train.settings import jsonable
 
 
 def one_core() -> None:
@@ -202,3 +206,18 @@ def test_a_dropped_remainder_that_leaves_no_step_is_refused(tiny_shards, tmp_pat
     line = err.splitlines()[-1]
     assert line.startswith("error: stage chestxray14: an epoch has ")
     assert "units of source, the batch is 1000, and --remainder drop leaves no step" in line
+
+
+def test_list_and_show_tell_what_is_known_of_a_recipe(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "list"])
+    monkeypatch.setenv("COLUMNS", "1000")
+    command.main()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name, entry in RECIPES.items():
+        first = next(n for n, line in enumerate(lines) if line.split(" ")[0] == name)
+        told = [" ".join(line.split()) for line in lines[first : first + 5]]
+        facts = ("source", "data", "cost", "expect")
+        assert told == [f"{name} {entry.what}", *(f"{f} {getattr(entry, f)}" for f in facts)]
+        monkeypatch.setattr(sys, "argv", ["train", "show", name])
+        command.main()
+        assert json.loads(capsys.readouterr().out) == jsonable(asdict(entry.build()))

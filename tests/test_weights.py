@@ -199,10 +199,36 @@ def test_imagenet_of_another_hash_is_refused(tmp_path):
         start_model(StartConfig("imagenet", weights_dir=tmp_path), "densenet121", COVID)
 
 
-def test_a_failed_download_names_file_and_hash(monkeypatch):
+def test_a_download_is_compared_with_its_hash_and_read_without_pickle(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights, asked = build_model("resnet18", 1000).state_dict(), {}
+
+    def give(url, **options):
+        asked.update(options, url=url)
+        return weights
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", give)
+    model, _ = start_model(StartConfig("imagenet"), "resnet18", COVID)
+    assert equal(model.state_dict(), weights)
+    assert asked == {"url": IMAGENET_URLS["resnet18"], "check_hash": True, "weights_only": True}
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>a proxy's page"])
+def test_a_download_that_was_damaged_since_is_named(monkeypatch, tmp_path, content):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kept = tmp_path / "hub" / "checkpoints" / FILE_121
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    with pytest.raises(UserError, match=f"{FILE_121} has the SHA-256 {digest}.*; delete it, and"):
+        start_model(StartConfig("imagenet"), "densenet121", COVID)
+
+
+def test_a_failed_download_names_file_and_hash(monkeypatch, tmp_path):
     def fail(*_, **__):
         raise URLError("no route")
 
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", fail)
     with pytest.raises(UserError, match=f"could not download {FILE_121}.*a639ec97.*weights-dir"):
         start_model(StartConfig("imagenet"), "densenet121", COVID)

@@ -104,7 +104,7 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
             )
         return
     command = " ".join(["python -m train", *sys.argv[1:]])
-    write_json(path, {**settings, "command": command, "commit": _commit()})
+    write_json(path, {**settings, "command": command, "commit": commit()})
     write_json(run / "environment.json", environment())
 
 
@@ -137,11 +137,17 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _commit() -> str | None:
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` behind it when files differ; None outside a checkout,
+    and on a machine without git."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(
+            [*command, "--abbrev=12"], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
     return done.stdout.strip() or None
 
 

@@ -108,6 +108,10 @@ def _imagenet(architecture: str, folder: Path | None) -> nn.Module:
     if folder is not None:
         weights = _from_folder(folder, url)
     else:
+        # torch compares the hash of what it downloads, not of what it has kept since.
+        kept = Path(torch.hub.get_dir(), "checkpoints", name)
+        if kept.is_file():
+            _check_hash(kept, url, "delete it, and it is downloaded again, or ")
         try:
             weights = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         except (URLError, OSError, RuntimeError) as error:
@@ -135,11 +139,16 @@ def _from_folder(folder: Path, url: str) -> dict[str, Tensor]:
     path = folder / url.rsplit("/", 1)[-1]
     if not path.is_file():
         raise UserError(f"no {path.name} in {folder} (--start.weights-dir); {_fetch(url)}")
+    _check_hash(path, url)
+    return _state_dict(read_torch_file(path), path)
+
+
+def _check_hash(path: Path, url: str, way_out: str = "") -> None:
+    """UserError where the file is another than the one at `url`, or damaged."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(_digest(url)):
-        raise UserError(f"{path} has the SHA-256 {found[:16]}...; {_fetch(url)}")
-    return _state_dict(read_torch_file(path), path)
+        raise UserError(f"{path} has the SHA-256 {found[:16]}...; {way_out}{_fetch(url)}")
 
 
 def _chexnet(architecture: str, path: Path) -> nn.Module:
