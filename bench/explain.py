@@ -55,9 +55,10 @@ def measure(config: ExplainBench) -> Result:
         raw = raw_images(config, Path(folder, "raw"))
         images = network_inputs(raw, config, config.size)
     precision = Precision("auto", device)
-    set_cuda(device, tf32=True, few_shapes=True)  # of a training step, and so of all sides
-    rates = interleave("explain", _sides(ours, plain, images, device, precision), config.repeats)
-    windows = interleave("occlusion", _windows(ours, plain, images[0], device), config.repeats)
+    sides = _on_its_gpu(_sides(ours, plain, images, device, precision), device)
+    rates = interleave("explain", sides, config.repeats)
+    sides = _on_its_gpu(_windows(ours, plain, images[0], device), device)
+    windows = interleave("occlusion", sides, config.repeats)
     medians = {name: side.median for name, side in {**rates, **windows}.items()}
     train = medians["train"]
     return Result(
@@ -88,6 +89,16 @@ def measure(config: ExplainBench) -> Result:
 
 def _rounded(rates: dict[str, Rates]) -> dict[str, float]:
     return {name: round(side.median, 3) for name, side in rates.items()}
+
+
+def _on_its_gpu(sides: dict[str, Side], device: torch.device) -> dict[str, Side]:
+    """The training step as train sets a GPU, all others as serve explain does: without TF32."""
+
+    def run(side: Side, training: bool) -> int:
+        set_cuda(device, tf32=training, few_shapes=training)
+        return side()
+
+    return {name: partial(run, side, name == "train") for name, side in sides.items()}
 
 
 def _sides(
