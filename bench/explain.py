@@ -25,6 +25,7 @@ from serve.explain.lrp import EPSILON
 from serve.explain.methods import Explainer
 from serve.explain.occlusion import Occlusion, Outputs
 from shards.labels import COVID
+from train.config import TrainConfig
 from train.precision import Precision, set_cuda
 from train.warp import normalise
 
@@ -139,13 +140,14 @@ def _sides(
 
 
 def _training(model: nn.Module, images: Tensor, targets: list[int], precision: Precision) -> Side:
-    """Steps of 8 images, as training makes them: mixed precision, channels_last, fused SGD."""
-    trained = copy.deepcopy(model).train()
+    """As training makes its steps: all images that a micro-batch takes, in mixed precision,
+    channels_last, fused SGD."""
+    trained, step_images = copy.deepcopy(model).train(), TrainConfig.micro_batch
     optim = torch.optim.SGD(trained.parameters(), lr=1e-4, momentum=0.9, fused=True)
     truth = F.one_hot(torch.tensor(targets), len(COVID)).float().to(images.device)
 
     def step() -> int:
-        for part, labels in zip(images.split(8), truth.split(8)):
+        for part, labels in zip(images.split(step_images), truth.split(step_images)):
             optim.zero_grad()
             with precision.autocast():
                 logits = trained(part)

@@ -211,6 +211,7 @@ def test_the_dialog_opens_steps_and_closes_by_the_keyboard(page):
     dialog = page.locator("#viewer")
     assert dialog.is_visible()
     assert "image-3" in page.locator("#viewer-text").text_content()
+    assert "image-3" in page.locator("#viewer-image").get_attribute("alt")
     for key, name in (("Right", 4), ("Right", 7), ("Right", 7), ("Left", 4)):
         page.keyboard.press(f"Arrow{key}")
         assert f"image-{name}" in page.locator("#viewer-text").text_content()
