@@ -25,6 +25,7 @@ from serve.explain.lrp import EPSILON
 from serve.explain.methods import Explainer
 from serve.explain.occlusion import Occlusion, Outputs
 from shards.labels import COVID
+from train.config import TrainConfig
 from train.precision import Precision, set_cuda
 from train.warp import normalise
 
@@ -55,9 +56,10 @@ def measure(config: ExplainBench) -> Result:
         raw = raw_images(config, Path(folder, "raw"))
         images = network_inputs(raw, config, config.size)
     precision = Precision("auto", device)
-    set_cuda(device, tf32=True, few_shapes=True)  # of a training step, and so of all sides
-    rates = interleave("explain", _sides(ours, plain, images, device, precision), config.repeats)
-    windows = interleave("occlusion", _windows(ours, plain, images[0], device), config.repeats)
+    sides = _on_its_gpu(_sides(ours, plain, images, device, precision), device)
+    rates = interleave("explain", sides, config.repeats)
+    sides = _on_its_gpu(_windows(ours, plain, images[0], device), device)
+    windows = interleave("occlusion", sides, config.repeats)
     medians = {name: side.median for name, side in {**rates, **windows}.items()}
     train = medians["train"]
     return Result(
@@ -88,6 +90,16 @@ def measure(config: ExplainBench) -> Result:
 
 def _rounded(rates: dict[str, Rates]) -> dict[str, float]:
     return {name: round(side.median, 3) for name, side in rates.items()}
+
+
+def _on_its_gpu(sides: dict[str, Side], device: torch.device) -> dict[str, Side]:
+    """The training step as train sets a GPU, all others as serve explain does: without TF32."""
+
+    def run(side: Side, training: bool) -> int:
+        set_cuda(device, tf32=training, few_shapes=training)
+        return side()
+
+    return {name: partial(run, side, name == "train") for name, side in sides.items()}
 
 
 def _sides(
@@ -128,13 +140,14 @@ def _sides(
 
 
 def _training(model: nn.Module, images: Tensor, targets: list[int], precision: Precision) -> Side:
-    """Steps of 8 images, as training makes them: mixed precision, channels_last, fused SGD."""
-    trained = copy.deepcopy(model).train()
+    """As training makes its steps: all images that a micro-batch takes, in mixed precision,
+    channels_last, fused SGD."""
+    trained, step_images = copy.deepcopy(model).train(), TrainConfig.micro_batch
     optim = torch.optim.SGD(trained.parameters(), lr=1e-4, momentum=0.9, fused=True)
     truth = F.one_hot(torch.tensor(targets), len(COVID)).float().to(images.device)
 
     def step() -> int:
-        for part, labels in zip(images.split(8), truth.split(8)):
+        for part, labels in zip(images.split(step_images), truth.split(step_images)):
             optim.zero_grad()
             with precision.autocast():
                 logits = trained(part)

@@ -23,11 +23,12 @@ _BATCH = 8  # images explained between two steps of the progress line
 
 @dataclass(frozen=True)
 class Picture:
-    """One gallery entry. truth: the labels that hold; wrong: None where the called label's truth is
-    not known; image: WebP; layers: its heat maps."""
+    """One gallery entry. truth: the labels that hold, None where none is known to and some label's
+    truth is not known; wrong: None where the called label's is not; image: WebP; layers: its heat
+    maps."""
 
     key: str
-    truth: tuple[str, ...]
+    truth: tuple[str, ...] | None
     called: str
     probability: float
     wrong: bool | None
@@ -192,9 +193,10 @@ def _is_own(layer: Layer, called: str) -> bool:
 def _picture(joined: Joined, row: int, image: np.ndarray, layers: tuple[Layer, ...]) -> Picture:
     truth, probabilities = joined.targets[row], joined.probabilities[row]
     called = int(probabilities.argmax())
+    present = tuple(name for name, value in zip(joined.labels, truth) if value == YES)
     return Picture(
         key=joined.keys[row],
-        truth=tuple(name for name, value in zip(joined.labels, truth) if value == YES),
+        truth=None if not present and (truth == UNKNOWN).any() else present,
         called=joined.labels[called],
         probability=float(probabilities[called]),
         wrong=None if truth[called] == UNKNOWN else bool(truth[called] == NO),

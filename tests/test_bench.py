@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bench.__main__ import main
 from bench.all import QUESTIONS, AllBench, ask, measure_all
 from bench.config import BenchConfig, settle
+from bench.explain import _on_its_gpu, _training
 from bench.images import raw_images
 from bench.result import Rates, Result, interleave
 from shards.codec import decode_grey
 from shards.console import RunFailed, UserError
+from train.precision import Precision
 
 FIELDS = {
     "name",
@@ -136,6 +139,28 @@ def test_question_ends_with_its_json_line(
         low, high = line["spread"][side]
         assert 0 < low <= line[side] <= high
     assert any("synthetic" in text for text in words)
+
+
+def test_explanations_are_timed_in_the_arithmetic_that_the_command_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(
+        "bench.explain.set_cuda", lambda _, tf32, few_shapes: asked.append((tf32, few_shapes))
+    )
+    sides = _on_its_gpu({"lrp": lambda: 3, "train": lambda: 5}, torch.device("cuda"))
+    assert [sides[name]() for name in ("train", "lrp")] == [5, 3]
+    assert asked == [(True, True), (False, False)]
+
+
+def test_the_training_step_beside_explanations_is_as_large_as_trainings() -> None:
+    sizes: list[int] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    model[0].register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
+    cpu = torch.device("cpu")
+    step = _training(model, torch.zeros(70, 3, 2, 2), [0] * 70, Precision("fp32", cpu))
+    assert step() == 70
+    assert sizes == [64, 6]
 
 
 def test_raw_images_takes_archives_and_leaves_damaged_images_out(

@@ -71,6 +71,8 @@ def test_validation_sets_the_temperature_and_the_evaluated_images_judge_it():
     test, validation = made(1500, 3, 1, softmax=False), made(1500, 3, 2, softmax=False)
     found = calibrate(judge(test), judge(validation)).temperature
     assert found.form == "sigmoid"
+    assert found.value == fit_temperature(judge(validation), False)
+    assert found.value != fit_temperature(judge(test), False)
     assert found.log_loss_scaled < found.log_loss
     assert sum(found.ece_scaled) < 0.5 * sum(found.ece)
     with pytest.raises(UserError, match="1500 of its images are evaluated too"):

@@ -135,6 +135,12 @@ def test_subgroups_are_the_evaluation_of_their_part():
         )
 
 
+def test_subgroups_are_by_view_sex_age_and_source():
+    values = {"source": "ab", "view": "ab", "age": ("30", "50"), "sex": "FM", "file": "ab"}
+    data = replace(case(labels=1), meta={name: tuple(two) * 30 for name, two in values.items()})
+    assert [part.by for part in subgroups(judge(data))] == ["view", "sex", "age", "source"]
+
+
 def test_two_models_are_compared_on_the_same_images():
     first, second = case(n=40, labels=3, exclusive=True), case(n=40, labels=3, exclusive=True)
     rng = np.random.default_rng(9)

@@ -162,6 +162,19 @@ def test_another_model_and_a_validation_set(tmp_path, capsys):
         run(tmp_path, own, labels, **leak)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_thresholds_and_resamples_are_those_asked_for(tmp_path):
+    found = run(tmp_path, thresholds=(0.85, 0.3), bootstrap=100, seed=4)
+    assert (found.bootstrap.replicates, found.bootstrap.seed) == (100, 4)
+    first = found.thresholds[0].rows
+    assert [(row.threshold, row.true_positive, row.false_positive) for row in first] == [
+        (0.85, 1, 0),
+        (0.3, 1, 2),
+    ]
+    lines = (tmp_path / "out" / "thresholds.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:3]] == [["A", "0.85"], ["A", "0.3"]]
+
+
 BLOCKED = """
 import sys
 class Refuse:

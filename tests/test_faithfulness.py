@@ -1,7 +1,9 @@
 """The measures of explanations against plain loops; the command once, on a network made by hand."""
 
+import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from tiny_run import small_densenet, stand_in
+from torch import nn
 
 from serve.explain.faithfulness import (
     CELLS,
@@ -22,10 +25,17 @@ from serve.explain.faithfulness import (
     stepwise,
     top_iou,
 )
-from serve.explain.faithfulness_command import FaithfulnessConfig, _randomised, faithfulness
+from serve.explain.faithfulness_command import (
+    FaithfulnessConfig,
+    _cases,
+    _randomised,
+    faithfulness,
+)
+from serve.explain.subjects import Subject
 from shards.console import UserError
 from shards.labels import CHESTXRAY14
 from shards.sample import Box
+from train.warp import normalise
 
 
 def test_box_is_scaled_to_the_square():
@@ -106,11 +116,21 @@ def trained(monkeypatch):
     stand_in(monkeypatch, small_densenet(15), labels=CHESTXRAY14.names, exclusive=False)
 
 
-def test_the_command_measures_every_method_and_chance(trained, tiny_shards, tmp_path, capsys):
-    config = FaithfulnessConfig(
-        Path("run"), tiny_shards / "chestxray14", tmp_path / "out", limit=4, sanity=1
+def test_the_command_measures_every_method_and_chance(
+    trained, tiny_shards, tmp_path, capsys, monkeypatch
+):
+    cases = []
+    monkeypatch.setattr(
+        "serve.explain.faithfulness_command._cases",
+        lambda *given: cases.extend(made := _cases(*given)) or made,
     )
+    folder, out = tiny_shards / "chestxray14", tmp_path / "out"
+    config = FaithfulnessConfig(Path("run"), folder, out, "train", limit=4, sanity=1)
     told = json.loads(faithfulness(config).read_bytes())
+    with torch.inference_mode():
+        images = normalise(torch.tensor(np.stack([case.image for case in cases])))
+        found = small_densenet(15)(images).sigmoid()
+    whole = float(found[range(len(cases)), [case.target for case in cases]].mean())
     names = [row["method"] for row in told["methods"]]
     assert names == ["lrp", "gradcam", "cam", "occlusion-drop", "random"]
     assert told["weights_sha256"]
@@ -118,15 +138,51 @@ def test_the_command_measures_every_method_and_chance(trained, tiny_shards, tmp_
     for row in told["methods"]:
         assert len(row["deletion_curve"]) == len(told["fractions"]) == STEPS + 1
         assert 0 <= row["deletion"] <= 1
-        assert row["deletion_curve"][0] == pytest.approx(row["insertion_curve"][-1], abs=1e-5)
-        if told["with_boxes"]:
-            assert row["pointing"]["n"] == told["with_boxes"]
-            assert 0 <= row["pointing"]["low"] <= row["pointing"]["high"] <= 1
+        assert row["deletion_curve"][0] == pytest.approx(whole, abs=1e-5)
+        assert row["insertion_curve"][-1] == pytest.approx(whole, abs=1e-5)
+        assert abs(row["deletion_curve"][-1] - whole) > 1e-4  # the blurred image is another
+        assert row["pointing"]["n"] == told["with_boxes"] > 0
+        assert 0 <= row["pointing"]["low"] <= row["pointing"]["high"] <= 1
     sanity = {row["method"]: row["sanity"] for row in told["methods"]}
     assert sanity["random"] is None
     assert set(sanity["lrp"]) == {"output_layer", "all_layers"}
     assert (tmp_path / "out" / "faithfulness.png").read_bytes().startswith(b"\x89PNG")
     assert "pointing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("which", "kept"), [("output_layer", True), ("all_layers", False)])
+def test_weights_are_fresh_where_they_are_said_to_be(which, kept):
+    model = small_densenet()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight)
+    before = copy.deepcopy(model.state_dict())
+    other = dict(_randomised(model, 7))[which]
+    assert not other.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for name, value in other.named_parameters():
+        if name.endswith("weight"):
+            of_head = name.startswith("classifier")
+            assert torch.equal(value, before[name]) == (kept and not of_head), name
+
+
+def test_each_label_with_boxes_is_a_case_of_its_own():
+    """Boxes in the pixels of the original, which is wider than high; without one, the call."""
+    images = np.zeros((2, 40, 40), np.uint8)
+    boxes = (Box("B", 100, 50, 200, 100), Box("C", 0, 0, 40, 20), Box("other", 0, 0, 400, 200))
+    subjects = [
+        Subject("one", "one", b"", boxes=boxes, width=400, height=200),
+        Subject("two", "two", b""),
+    ]
+    spec = SimpleNamespace(labels=("A", "B", "C"), size=40)
+    with pytest.MonkeyPatch.context() as patch:
+        called = np.array([[0.9, 0, 0], [0, 0.1, 0.8]])
+        patch.setattr("serve.explain.faithfulness_command.probabilities_of", lambda *_: called)
+        found = _cases(SimpleNamespace(spec=spec), subjects, images)
+    assert [case.target for case in found] == [1, 2, 2]
+    np.testing.assert_array_equal(found[0].mask, box_mask(boxes[:1], 400, 200, 40))
+    assert (found[0].mask.sum(), found[1].mask.sum()) == (400, 16)
+    assert found[2].mask is None
 
 
 def test_wrong_requests_are_refused(trained, tiny_shards, tmp_path):

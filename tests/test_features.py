@@ -3,9 +3,12 @@
 import csv
 import json
 from pathlib import Path
+from unittest.mock import patch
 
+import minisom
 import numpy as np
 import pytest
+import sklearn.manifold
 import torch
 from tiny_run import LABELS, small_densenet, stand_in
 from torch.nn import functional as F
@@ -70,6 +73,33 @@ def test_tsne_keeps_clusters_apart_and_repeats_itself():
     centres = [plane[classes == c].mean(0) for c in (0, 1)]
     spread = max(plane[classes == c].std() for c in (0, 1))
     assert np.linalg.norm(centres[0] - centres[1]) > 2 * spread
+
+
+def test_both_ways_have_the_projects_settings(monkeypatch):
+    """DD2424: perplexity 25 from the principal components; 15 x 15 cells, 100 epochs, a Gaussian
+    neighbourhood of radius 10, the rate from 0.8 to 0.05."""
+    vectors, classes = two_clusters(40)
+    with patch("sklearn.manifold.TSNE", wraps=sklearn.manifold.TSNE) as made:
+        tsne(vectors, seed=3)
+        tsne(vectors[:16], seed=3)
+    first, second = (call.kwargs for call in made.call_args_list)
+    assert first == {"perplexity": 25, "init": "pca", "random_state": 3}
+    assert second["perplexity"] == 5  # of 16 vectors: (16 - 1) / 3
+    rates, radii = [], []
+
+    def update(som, x, win, t, steps):
+        rates.append(som._learning_rate_decay_function(som._learning_rate, t, steps))
+        radii.append(som._sigma_decay_function(som._sigma, t, steps))
+
+    monkeypatch.setattr(minisom.MiniSom, "update", update)
+    with patch("minisom.MiniSom", wraps=minisom.MiniSom) as made:
+        found = self_organising_map(standardise(vectors), classes, seed=3)
+    assert made.call_args.kwargs["neighborhood_function"] == "gaussian"
+    assert found.counts.shape == (15, 15)
+    assert len(rates) == 100 * len(vectors)
+    assert (rates[0], radii[0]) == (0.8, 10)
+    assert rates[-1] == pytest.approx(0.05, abs=0.01)
+    assert radii[-1] == pytest.approx(1, abs=0.1)
 
 
 def test_the_map_gives_clusters_cells_of_their_own():

@@ -108,11 +108,53 @@ def test_every_rule_matches_dense_matrices(seed):
         nn.ReLU(),
         nn.Linear(10, 4),
     ]
-    nn.init.zeros_(layers[-1].bias)
     image = torch.randn(3, 16, 16)
+    nn.init.zeros_(layers[-1].bias)
+    with torch.no_grad():  # a bias that shrinks each logit by half, and turns none
+        layers[-1].bias.data = -0.5 * Row(layers)(image[None])[0]
     found = Lrp(Row(layers).eval())(image[None], torch.tensor([seed]))
     slow = slow_lrp(layers, image, seed)
     np.testing.assert_allclose(found.maps[0].numpy(), slow, atol=2e-3 * np.abs(slow).max())
+
+
+class Branches(nn.Module):
+    """An addition of branches of both signs, and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.two, self.top = nn.Conv2d(4, 3, 1), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = torch.cat([self.one(x) + x, self.two(x)], 1)
+        return self.top(x.relu().mean((2, 3)))
+
+
+def test_branches_match_dense_matrices():
+    """A sum hands each branch its share of it, a concatenation each its own channels."""
+    torch.manual_seed(0)
+    net, image, side = Branches().eval(), torch.randn(3, 6, 6), (6, 6)
+    nn.init.zeros_(net.top.bias)
+    with torch.no_grad():
+        stem = net.stem(image[None]).relu()
+        one, two = net.one(stem), net.two(stem)
+        together = torch.cat([one + stem, two], 1).relu()
+        logit = float(net(image[None])[0, 1])
+    weights = np.repeat(net.top.weight[1].detach().double().numpy(), 36) / 36
+    flat = together.flatten().double().numpy()
+    upper = shares((weights * flat)[None], np.array([logit])).reshape(7, 36)
+    x, branch = stem.flatten().double().numpy(), one.flatten().double().numpy()
+    whole = branch + x
+    share = upper[:4].ravel() / (whole + np.where(whole >= 0, 1e-6, -1e-6))
+    lower = share * x
+    for layer, above in ((net.one, share * branch), (net.two, upper[4:].ravel())):
+        lower += shares(np.maximum(matrix_of(layer, (4, *side)) * x, 0), above)
+    reached = nn.Conv2d(3, 4, 3, padding=1)
+    nn.init.ones_(reached.weight)
+    slow = shares(matrix_of(reached, (3, *side)), lower).reshape(3, *side).sum(0)
+    found = Lrp(net)(image[None], torch.tensor([1])).maps[0].numpy()
+    np.testing.assert_allclose(found, slow, atol=2e-3 * np.abs(slow).max())
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -294,6 +294,7 @@ def test_gallery_figures_are_escaped(run, monkeypatch):
     pictures = [
         Picture('a" onload="x', (EVIL,), EVIL, 0.75, True, image, layers),
         Picture("plain", (), "Normal", 0.5, None, image, layers[:1]),
+        Picture("dark", None, "Normal", 0.5, None, image, layers[:1]),
     ]
     gallery = Gallery(LABELS, pictures, 7)
     monkeypatch.setattr(report_run, "_gallery", lambda *_: (gallery, ["Half of it."]))
@@ -302,12 +303,15 @@ def test_gallery_figures_are_escaped(run, monkeypatch):
     page = Page(path)
     assert_self_contained(page)
     assert "75.0 % (wrong)" in page.text
-    assert "truth: none of the labels" in page.text
+    assert "truth: none of the labels plain" in page.text
+    assert "truth: unknown dark" in page.text
+    assert {"value": "unknown"} in page.attributes("option")
     assert "Half of it." in page.text
     tiles = [one for one in page.attributes("figure") if "data-called" in one]
     assert [(t["data-truth"], t["data-called"], t["data-wrong"]) for t in tiles] == [
         ("2 ", "2", "1"),
         ("", "0", ""),
+        ("unknown", "0", ""),
     ]
 
 

@@ -36,7 +36,7 @@ TILES = (
     *[((0,), 1, True)] * 2,
     *[((1, 2), 1, False)] * 2,
     ((), 2, True),
-    ((), 0, None),
+    (None, 0, None),
 )
 
 
@@ -72,7 +72,7 @@ def gallery():
     pictures = [
         Picture(
             key=f"image-{i}",
-            truth=tuple(LABELS[j] for j in truth),
+            truth=None if truth is None else tuple(LABELS[j] for j in truth),
             called=LABELS[called],
             probability=0.5 + i / 100,
             wrong=wrong,
@@ -175,7 +175,8 @@ def test_the_slider_obeys_the_keyboard(page):
         ({}, range(9)),
         ({"truth": "0"}, range(5)),
         ({"truth": "2"}, (5, 6)),
-        ({"truth": "none"}, (7, 8)),
+        ({"truth": "none"}, (7,)),
+        ({"truth": "unknown"}, (8,)),
         ({"called": "1"}, (3, 4, 5, 6)),
         ({"wrong": "1"}, (3, 4, 7)),
         ({"wrong": "0"}, (0, 1, 2, 5, 6)),
@@ -210,6 +211,7 @@ def test_the_dialog_opens_steps_and_closes_by_the_keyboard(page):
     dialog = page.locator("#viewer")
     assert dialog.is_visible()
     assert "image-3" in page.locator("#viewer-text").text_content()
+    assert "image-3" in page.locator("#viewer-image").get_attribute("alt")
     for key, name in (("Right", 4), ("Right", 7), ("Right", 7), ("Left", 4)):
         page.keyboard.press(f"Arrow{key}")
         assert f"image-{name}" in page.locator("#viewer-text").text_content()
@@ -325,6 +327,19 @@ def test_each_control_has_a_name(page):
         .map((node) => node.outerHTML)"""
     )
     assert unnamed == []
+
+
+def test_dark_mode_turns_paper_and_ink(page):
+    ink = """() => [...document.querySelectorAll("body, h2, table, .tile figcaption, select")]
+        .map((node) => {
+        const own = getComputedStyle(node);
+        const sum = (colour) => colour.match(/[0-9.]+/g).slice(0, 3).reduce((a, b) => a + +b, 0);
+        return [sum(own.color), sum(getComputedStyle(document.body).backgroundColor)];
+        })"""
+    page.emulate_media(color_scheme="light")
+    assert all(text < 250 < 600 < paper for text, paper in page.evaluate(ink))
+    page.emulate_media(color_scheme="dark")
+    assert all(text > 500 > 200 > paper for text, paper in page.evaluate(ink))
 
 
 def test_no_script_but_the_pages_own_runs(browser, report):

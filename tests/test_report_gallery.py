@@ -124,6 +124,22 @@ def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypa
     assert decode(found.pictures[0].image).shape[:2] == (64, 64)
 
 
+def test_a_truth_that_nobody_knows_is_not_none_of_the_labels(dataset, tmp_path, monkeypatch):
+    folder, manifest = dataset
+    stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")
+    truth = np.zeros((6, 3), np.int8)
+    truth[3], truth[4], truth[5] = (-1, -1, -1), (0, -1, 0), (1, -1, 0)
+    explained = tmp_path / "explain"
+    explain(explained, "image-3")
+    joined = join_arrays(truth, np.tile([0.8, 0.1, 0.1], (6, 1)))
+    found = make_gallery(folder, folder, manifest, "test", joined, 6, explained)
+    known = {one.key: (one.truth, one.wrong) for one in found.pictures}
+    assert known["image-0"] == ((), True)
+    assert known["image-3"] == (None, None)
+    assert known["image-4"] == (None, True)
+    assert known["image-5"] == (("Normal",), False)
+
+
 def test_what_cannot_be_read_is_named_and_the_others_are_shown(dataset, tmp_path, monkeypatch):
     folder, manifest = dataset
     stand_in(monkeypatch, small_densenet(), labels=LABELS, size=64, weights_sha256="w")

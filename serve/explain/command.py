@@ -96,19 +96,6 @@ class Explaining:
     explainers: "dict[str, Explainer]"
 
 
-def heat_maps(
-    model: "nn.Module", images: np.ndarray, targets: Sequence[int], method: str = "gradcam"
-) -> np.ndarray:
-    """images: (N, S, S) uint8, prepared; targets: the class to explain of each image.
-
-    Returns (N, S, S) float32; of gradcam and cam in [0, 1].
-    """
-    from serve.explain.methods import Explainer
-    from serve.explain.occlusion import Outputs
-
-    return Explainer(method, model, images.shape[-1], Outputs(True))(images, targets).maps
-
-
 def explain(config: ExplainConfig) -> None:
     """Write the files, and one line per image and method on standard output. RunFailed at the end
     when some images could not be read; the others are done."""

@@ -1,12 +1,13 @@
 """Layer-wise relevance propagation with the preset of Bassi & Attux (arXiv 2005.01578).
 
 iNNvestigate's "LRP-PresetAFlat": dense layers epsilon 0.1; convolutions alpha 1, beta 0; Flat at
-the input; batch norm as part of the linear layer beside it; average pooling and addition by the Z
-rule; ReLU passes relevance on; concatenation and max pooling follow the gradient. Relevance starts
-from the logit. Three decisions of ours: biases get no relevance (in the original they take theirs
+the input; batch norm alpha 2, beta 1; average pooling and addition by the Z rule; ReLU passes
+relevance on; concatenation and max pooling follow the gradient. Relevance starts from the logit.
+Three decisions of ours: biases get no relevance (in the original they take theirs
 along, and what is left for the image does not add up to the logit); what epsilon keeps of one sum
 goes to the others (serve/explain/rules.py); and the network is brought into canonical form first
-(serve/explain/canonise.py).
+(serve/explain/canonise.py), so that no batch norm is left to need the preset's alpha 2, beta 1: it
+is in a convolution and has that one's rule, or (DenseNet's last) hands relevance on as it is.
 """
 
 from dataclasses import dataclass
