@@ -208,7 +208,6 @@ def _each(store: Store, config: DoctorBench, clock: Clock) -> tuple[list[Part], 
     matmul = 1e3 / matmul_flop_s(device, dtype)  # ms of one operation
     both = clock.ms(lambda: forward().backward(), config.batch, device)
     inference = clock.ms(forward, config.batch, device)
-    stream = torch.empty(numbers, device=device)
     warp = clock.part(
         "warp",
         lambda: render(store, copies, dtype),
@@ -225,10 +224,9 @@ def _each(store: Store, config: DoctorBench, clock: Clock) -> tuple[list[Part], 
         clock.part(
             "optimiser",
             optim.step,
-            # It reads weight, gradient and momentum, and writes two of them.
-            lambda: [stream.add_(1.0), stream.add_(1.0)],
+            memory_accesses(numbers, device),
             config.batch,
-            "as many memory accesses in one pass",
+            "as many memory accesses in two plain additions",
             device,
         ),
     ]
@@ -241,6 +239,13 @@ def _each(store: Store, config: DoctorBench, clock: Clock) -> tuple[list[Part], 
         optim.step()
 
     return parts, clock.ms(step, config.batch, device)
+
+
+def memory_accesses(numbers: int, device: torch.device) -> Callable[[], object]:
+    """As many as SGD has on so many weights: it reads weight, gradient and momentum, and writes two
+    of them."""
+    weight, gradient, momentum = torch.zeros((3, numbers), device=device)
+    return lambda: [weight.add_(gradient), momentum.add_(1.0)]
 
 
 def _some(expander: Expander, store: Store, count: int) -> Copies:

@@ -65,14 +65,15 @@ class SplitReader:
         when it differs), and note labels and checksums on the way."""
         shard = self.shards[number]
         path, digest = self._paths[number], hashlib.sha256()
-        position, row = 0, int(self.starts[number])
+        position, row, unlabelled = 0, int(self.starts[number]), ""
         try:
             with path.open("rb", buffering=0) as file:
                 for components in self._index(shard):
                     end = max(c.offset + c.size for c in components)
                     block = memoryview(file.read(max(0, min(end, shard.bytes) - position)))
                     digest.update(block)
-                    self._note(row, components, block, position)
+                    if not self._note(row, components, block, position):
+                        unlabelled = unlabelled or self.keys[row]
                     position, row = end, row + 1
                 while rest := file.read(1 << 20):
                     digest.update(rest)
@@ -82,16 +83,25 @@ class SplitReader:
             raise RunFailed(
                 f"{path} does not match the manifest (its SHA-256 differs); {_VERIFY} {self.folder}"
             )
+        if unlabelled:  # zeros would say that all findings are absent
+            raise RunFailed(
+                f"{path}: image {unlabelled} lacks labels, or has not the manifest's "
+                f"{self.labels.shape[1]}; {_VERIFY} {self.folder}"
+            )
 
     def _note(
         self, row: int, components: list[Component], block: memoryview, position: int
-    ) -> None:
+    ) -> bool:
+        """Whether the sample has its labels."""
+        labelled = False
         for component in components:
             data = block[component.offset - position :][: component.size]
             if component.extension in self._extensions:
                 self.checksums[row] = deflate_crc32(data)  # type: ignore[arg-type]  # any buffer
             elif component.extension == LABELS_EXTENSION and len(data) == self.labels.shape[1]:
                 self.labels[row] = np.frombuffer(data, np.int8)
+                labelled = True
+        return labelled
 
     def read(self, position: int) -> bytes:
         """The bytes of an image that was scanned. RunFailed when they are not those any more."""

@@ -3,8 +3,10 @@
 import errno
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ import torch
 from tiny_stores import CPU, SIZE, all_images, load, wait_for_threads
 
 from shards.console import RunFailed
-from shards.manifest import load_manifest
+from shards.manifest import FILE_NAME, load_manifest
 from shards.split_reader import SplitReader
-from train import cache
-from train.load import load_store
+from train import ahead, cache
+from train.load import Loader, load_store
+from train.memory import Memory
 from train.store import InputConfig
 
 
@@ -95,6 +98,38 @@ def test_another_size_split_or_manifest_is_another_store(folder, tmp_path, tiny_
     for split, size in (("train", 32), ("val", SIZE)):
         load_store(folder, manifest, split, size=size, config=config, device=CPU, shown=False)
     assert len(stores_in(tmp_path)) == 4
+
+
+def test_all_that_decides_a_pixel_names_the_store(folder, tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    own = Path(shutil.copytree(folder, tmp_path / folder.name))
+    memory = Memory(host=1 << 40, device=1 << 40)
+    monkeypatch.setattr("train.load.free_memory", lambda device: memory)
+
+    def name(backend: str = "torch", device: str = "cpu") -> str:
+        config, manifest = InputConfig(backend), load_manifest(own)  # type: ignore[arg-type]
+        where = torch.device(device)
+        return Loader(own, manifest, ("train",), SIZE, config, where, None)._key("train").file_name
+
+    names = [name(), name("dali"), name("dali", "cuda")]
+    assert name("torch", "cuda") == names[0]  # its threads decode on the CPU
+    path = own / FILE_NAME
+    path.write_bytes(path.read_bytes().replace(b'"settings"', b' "settings"', 1))
+    names.append(name())
+    monkeypatch.setattr(cache.StoreKey.__init__, "__defaults__", (cache.VERSION + 1, 1))
+    names.append(name())
+    assert len(set(names)) == 5
+
+
+def test_a_disk_that_hangs_is_given_up(folder, tmp_path, monkeypatch):
+    store, release = load(folder, store="disk", cache=tmp_path), threading.Event()
+    monkeypatch.setattr(ahead, "LIMIT_S", 0.3)
+    monkeypatch.setattr(cache.os, "preadv", lambda *_: release.wait(20))
+    with pytest.raises(
+        RunFailed, match=r"reading .*\.store took over 0 s, which looks like a hang"
+    ):
+        all_images(store)
+    release.set()
 
 
 @pytest.mark.parametrize("when", ["before", "while writing"])

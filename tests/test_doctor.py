@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import doctor
 from bench.clock import Clock, Part
@@ -39,6 +40,25 @@ def test_a_part_is_measured_so_often_and_once_before():
     assert len(ticks) == 3
     assert part.ms >= 0
     assert part.ceiling_ms >= 0
+
+
+class Accesses(TorchDispatchMode):
+    """Counts the numbers that operations read and write."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [each for each in (*args, out) if isinstance(each, torch.Tensor)]
+        self.count += sum(each.numel() for each in tensors)
+        return out
+
+
+def test_the_optimisers_ceiling_reads_and_writes_what_sgd_does():
+    work = doctor.memory_accesses(1000, torch.device("cpu"))
+    with Accesses() as accesses:
+        work()
+    assert accesses.count == 5 * 1000  # weight, gradient, momentum read; weight, momentum written
 
 
 def test_where_dali_decodes_its_decoding_is_what_is_measured(tiny_shards, monkeypatch):

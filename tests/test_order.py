@@ -13,6 +13,7 @@ from shards.order import (
     samples_of,
     steps_per_epoch,
 )
+from train.sampling import balanced_order
 
 COUNT = st.integers(1, 300)
 BATCH = st.integers(1, 40)
@@ -103,20 +104,31 @@ def test_every_rank_takes_every_step(count, batch, world, remainder, single_copi
         assert len(units) - len(everything) == -len(order) % batch
 
 
-@given(COUNT, BATCH, WORLD, WORLD, st.integers(0, 20), st.booleans())
-def test_an_epoch_goes_on_with_other_ranks(count, batch, before, after, stop, single_copies):
+def order_of(count: int, kind: str) -> np.ndarray:
+    if kind == "balanced":
+        labels = np.eye(2, dtype=np.int8)[(np.arange(count) % 5 == 0).astype(int)]
+        return balanced_order(labels, 1 + np.arange(count) % 3, seed=3, epoch=4)
     order = epoch_order(count, seed=3, epoch=4)
-    if single_copies:
-        order = copy_order(order, 1 + order % 3, seed=3, epoch=4)
-    total = steps_per_epoch(len(order), batch, "wrap")
+    return copy_order(order, 1 + order % 3, seed=3, epoch=4) if kind == "copies" else order
+
+
+@given(
+    COUNT,
+    BATCH,
+    WORLD,
+    WORLD,
+    st.integers(0, 20),
+    st.sampled_from(["samples", "copies", "balanced"]),
+    st.sampled_from(["wrap", "drop"]),
+)
+def test_an_epoch_goes_on_with_other_ranks(count, batch, before, after, stop, kind, remainder):
+    order = order_of(count, kind)
+    total = steps_per_epoch(len(order), batch, remainder)
     stop = min(stop, total)
-    first = shares_of_epoch(order, range(stop), batch, "wrap", before)
+    first = shares_of_epoch(order, range(stop), batch, remainder, before)
     # (seed, epoch, step) is all that the second run knows.
-    again = epoch_order(count, seed=3, epoch=4)
-    if single_copies:
-        again = copy_order(again, 1 + again % 3, seed=3, epoch=4)
-    second = shares_of_epoch(again, range(stop, total), batch, "wrap", after)
-    whole = shares_of_epoch(order, range(total), batch, "wrap", 1)[0]
+    second = shares_of_epoch(order_of(count, kind), range(stop, total), batch, remainder, after)
+    whole = shares_of_epoch(order, range(total), batch, remainder, 1)[0]
     for step in range(total):
         ranks, number = (first, step) if step < stop else (second, step - stop)
         found = np.concatenate([shares[number] for shares in ranks])

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from shards.console import RunFailed
 from shards.manifest import load_manifest, shard_path
 from shards.reader import read_split
 from shards.split_reader import SplitReader
+from shards.writer import write_shard
 
 
 @pytest.fixture
@@ -87,6 +89,19 @@ def test_a_shard_that_changes_under_the_run(folder, change):
         RunFailed, match=f"{path} has changed under the run .image {reader.keys[-1]}"
     ):
         reader.read(last)
+
+
+def test_a_sample_without_its_labels_is_named(folder):
+    """A set of another hand, whose hashes are right: no image gets labels that nobody gave it."""
+    manifest, samples = (
+        load_manifest(folder),
+        list(read_split(folder, load_manifest(folder), "train")),
+    )
+    samples[1] = replace(samples[1], labels=samples[1].labels[:-1])
+    path = folder / "train" / "other-train-000000.tar"
+    manifest = replace(manifest, shards=(write_shard(path, "train", samples),))
+    with pytest.raises(RunFailed, match=f"{path}: image {samples[1].key} lacks labels, or has not"):
+        SplitReader(folder, manifest, "train").scan(0)
 
 
 def test_a_shard_replaced_under_the_run_is_read_as_it_was(folder):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from shards.console import RunFailed
 from shards.preprocess import VERSION
-from train.ahead import Threads
+from train.ahead import Ahead, Threads
 from train.decoding import CHUNK
 from train.sources import upload
 
@@ -42,7 +42,8 @@ class StaleStore(Exception):
 
 @dataclass(frozen=True)
 class StoreKey:
-    """What decides the pixels. manifest: the SHA-256 of manifest.json; count: images."""
+    """What decides the pixels. manifest: the SHA-256 of manifest.json; backend: DALI's with its
+    device, on which up to 2 grey levels of a pixel depend; count: images."""
 
     dataset: str
     manifest: str
@@ -223,9 +224,11 @@ class DiskSource:
         self.device, self._file = device, file
 
     def take(self, positions: np.ndarray) -> Tensor:
-        """RunFailed when the file has changed, or cannot be read."""
+        """RunFailed when the file has changed, cannot be read, or the disk hangs."""
+        parts = (self._file.read(part) for part in (positions,))
         try:
-            return upload(self._file.read(positions).numpy(), self.device)
+            images = next(Ahead(parts, f"reading {self._file.path}"))
+            return upload(images.numpy(), self.device)
         except (StaleStore, OSError) as error:
             raise RunFailed(
                 f"{self._file.path}: {error}; the same command writes it again and goes on"

@@ -68,8 +68,7 @@ def load_store(
     shown: bool = True,
 ) -> Store:
     """One split, for this process alone."""
-    loader = Loader(folder, manifest, (split,), size, config, device, None, shown)
-    return loader.load(split)
+    return Loader(folder, manifest, (split,), size, config, device, None, shown).load(split)
 
 
 class Loader:
@@ -226,14 +225,7 @@ class Loader:
     def _cached(self, cache: Path, split: str) -> Store | None:
         """From the on-disk store, which is written first where it is missing or damaged. None,
         with a warning, when it cannot be written."""
-        key = StoreKey(
-            dataset=self.manifest.dataset,
-            manifest=manifest_hash(self.folder),
-            split=split,
-            size=self.size,
-            backend=self.backend,
-            count=self.manifest.splits[split].samples,
-        )
+        key = self._key(split)
         path = cache / key.file_name
         for _ in range(2):
             missing = bool(leaders_value(int(self._is_unusable(path, key)), self.world))
@@ -244,6 +236,16 @@ class Loader:
                 return store
         self._warn(f"{path} does not hold what was written to it; going on without it")
         return None
+
+    def _key(self, split: str) -> StoreKey:
+        return StoreKey(
+            dataset=self.manifest.dataset,
+            manifest=manifest_hash(self.folder),
+            split=split,
+            size=self.size,
+            backend=f"dali, {self.device.type}" if self.backend == "dali" else self.backend,
+            count=self.manifest.splits[split].samples,
+        )
 
     def _is_unusable(self, path: Path, key: StoreKey) -> bool:
         """Whether the leader has to write the store, said aloud where one is there."""
@@ -308,11 +310,9 @@ class Loader:
         and the file is removed."""
         problem: str | None = None
         to_disk = self.place == "disk"
-        images, (start, stop) = (
-            (_no_images(self.size), local_part(key.count, self.world))
-            if to_disk
-            else self._target(key.count, sharing=True)
-        )
+        images, (start, stop) = _no_images(self.size), local_part(key.count, self.world)
+        if not to_disk:
+            images, (start, stop) = self._target(key.count, sharing=True)
         with self._leave():
             try:
                 file = StoreFile(path, key)
