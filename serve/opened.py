@@ -18,22 +18,29 @@ def open_network(config: "ScoreConfig", device: int = 0) -> Network:
     network = _open(config, provider, GpuOptions(device, config.fp16, graph=True))
     if network.provider == "cpu":
         return network
+    problem = _problem(network)
+    if problem is None:
+        return network
+    if network.provider != "cuda":
+        raise RunFailed(problem)
+    warn(f"{problem}; going on without CUDA graphs")
+    del network  # its memory, which the next one may lack
+    network = _open(config, provider, GpuOptions(device, config.fp16))
+    if provider == "auto":  # cuDNN loads some of its libraries when it computes
+        problem = _problem(network)
+        if problem is not None:
+            warn(f"{problem}; going on with the CPU, as --provider auto allows")
+            network = _open(config, "cpu", GpuOptions())
+    return network
+
+
+def _problem(network: Network) -> str | None:
+    """Why it does not run; None when it does."""
     try:
         network.try_out()
     except RunFailed as error:
-        if network.provider != "cuda":
-            raise
-        warn(f"{error}; going on without CUDA graphs")
-        network = _open(config, provider, GpuOptions(device, config.fp16))
-    else:
-        return network
-    if provider == "auto":  # cuDNN loads some of its libraries when it computes
-        try:
-            network.try_out()
-        except RunFailed as error:
-            warn(f"{error}; going on with the CPU, as --provider auto allows")
-            network = _open(config, "cpu", GpuOptions())
-    return network
+        return str(error)
+    return None
 
 
 def _open(config: "ScoreConfig", provider: Provider, gpu: GpuOptions) -> Network:
