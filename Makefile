@@ -87,6 +87,7 @@ score: setup ## MODEL=FILE ARCHIVE="FILES" [OUT=DIR]: score archives into Parque
 	$(PY) -m serve score --model "$(MODEL)" --out "$(or $(OUT),$(SCORES))" $(ARCHIVE) $(ARGS)
 
 evaluate: setup ## RUN=DIR LABELS=DIR [SCORES=DIR]: scores against labels
+	@test -n "$(LABELS)" || { echo "error: give LABELS=... (the folder of a data set's shards, or a table of labels)" >&2; exit 2; }
 	$(PY) -m serve evaluate --scores "$(SCORES)" --labels "$(LABELS)" --out "$(RUN)/evaluation" $(ARGS)
 
 report: setup ## RUN=DIR [RUN2=DIR]: one HTML page, of two runs side by side

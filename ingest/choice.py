@@ -132,7 +132,8 @@ def notes(choice: Choice) -> tuple[str, ...]:
     ):
         across = sum(splits[p.first] != splits[p.second] for p in pairs)
         if pairs:
-            said.append(f"{len(pairs)} pairs of {kind} stay, {across} of them across splits")
+            count = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of {kind}"
+            said.append(f"{count} stay, {across} of them across splits")
     shared = shared_patients(records, splits)
     if shared:
         said.append(f"{len(shared)} patients have images in more than one split (given lists)")

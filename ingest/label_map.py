@@ -19,6 +19,8 @@ _COLUMNS = ("dataset", "source_label", "label")
 
 def read_label_map(path: Path) -> LabelMap:
     """The mapping. UserError when the file cannot be read or says something twice."""
+    if not path.is_file():
+        raise UserError(f"no file {path}; --map names a CSV or TOML with the labels")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

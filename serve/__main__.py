@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from shards.console import UserError, parse, run
+from shards.remote import is_remote
 from shards.urls import url_paths
 
 # Imported when asked for: scoring and evaluation need no torch, and start in a second without it.
@@ -53,12 +54,20 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{name} needs {error.name}, which is not installed; make setup") from error
     prog = f"python -m serve {name}"
-    urls = url_paths() if name == "score" else None  # its archives may be URLs
     config_type = getattr(module, config_name)
-    config = parse(lambda: tyro.cli(config_type, args=rest, prog=prog, registry=urls))
+    config = parse(lambda: tyro.cli(config_type, args=rest, prog=prog, registry=url_paths()))
+    if name != "score":  # whose archives may be URLs
+        _refuse_urls(config, name)
     result = getattr(module, function_name)(config)
     for line in closing_lines(name, config, result):
         print(line)
+
+
+def _refuse_urls(config: Any, name: str) -> None:
+    for value in vars(config).values():
+        for path in value if isinstance(value, tuple) else (value,):
+            if is_remote(path):
+                raise UserError(f"{path}: {name} takes paths on this machine; copy it to a folder")
 
 
 def closing_lines(name: str, config: Any, result: Any) -> list[str]:

@@ -187,6 +187,7 @@ def to_onnx(scorer: nn.Module, size: int, info: ModelInfo) -> onnx.ModelProto:
 
 
 def _check(config: ExportConfig) -> None:
+    read_settings(config.run)  # that there is a run
     folder = config.out.absolute().parent
     if config.out.suffix != ".onnx" or config.out.is_dir():
         raise UserError(f"--out names the model, MODEL.onnx; found {config.out}")

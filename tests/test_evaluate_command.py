@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ingest_runs import ROOT, run_cli
 
 from serve.evaluate import (
     EvaluateConfig,
@@ -205,3 +206,26 @@ def test_evaluation_runs_without_torch_and_scipy_stats(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--scores", "s3://bucket/x", "--labels", "l.csv", "--out", "o"],
+        ["inspect", "https://host/m.onnx"],
+        ["summary", "s3://bucket/x"],
+    ],
+)
+def test_urls_are_refused_as_they_were_given(words):
+    done = run_cli("serve", *words)
+    assert done.returncode == 2
+    url = next(word for word in words if "://" in word)
+    assert done.stderr.startswith(f"error: {url}: {words[0]} takes paths on this machine")
+    assert done.stderr.count("\n") == 1
+
+
+def test_make_evaluate_wants_labels():
+    make = ["make", "-o", "setup", "evaluate", "RUN=none"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: give LABELS=")

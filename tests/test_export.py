@@ -215,6 +215,7 @@ def test_beyond_the_gate_no_file_is_written(quick, tmp_path, monkeypatch):
     [
         ({"out": Path("m.md")}, "--out names the model"),
         ({"out": Path("nowhere/m.onnx")}, "no folder .*nowhere"),
+        ({"run": Path("none"), "out": Path("none/m.onnx")}, "no settings.json in none"),
         ({"calibration": 0}, "calibration must be at least 1"),
         ({"max_auroc_loss": 2.0}, "from 0 to 1"),
         ({"precision": "int8", "calibration_split": "other"}, "no split 'other'"),

@@ -14,7 +14,7 @@ from tiny_run import LABELS, small_densenet, stand_in
 from torch.nn import functional as F
 
 from serve.explain.features import at_most, fade, self_organising_map, standardise, tsne
-from serve.explain.features_command import FeaturesConfig, class_numbers, features
+from serve.explain.features_command import FeaturesConfig, _look, class_numbers, features
 from serve.explain.split import feature_vectors, split
 from shards.console import RunFailed, UserError
 from train.models import build_model
@@ -143,3 +143,7 @@ def test_the_command_writes_points_cells_and_pictures(tiny_shards, tmp_path, mon
         features(FeaturesConfig(Path("run"), folder, out, split="train", per_class=1))
     with pytest.raises(UserError, match="--per-class is 0"):
         features(FeaturesConfig(Path("run"), folder, out, per_class=0))
+
+
+def test_no_two_classes_look_alike():
+    assert len({_look(position) for position in range(56)}) == 56

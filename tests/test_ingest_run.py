@@ -123,7 +123,7 @@ def test_duplicates_can_be_kept_or_fail_the_run(tiny_raw: Path, tmp_path: Path):
         ingest(covid(tiny_raw), config(tmp_path, on_duplicate="fail"))
     manifest = ingest(covid(tiny_raw), config(tmp_path, on_duplicate="keep"))
     assert "duplicate: same bytes" not in manifest.excluded
-    assert "1 pairs of duplicates stay, 0 of them across splits" in manifest.notes
+    assert "1 pair of duplicates stay, 0 of them across splits" in manifest.notes
 
 
 def test_near_duplicates_end_as_asked(small_raw: Path, tmp_path: Path):
@@ -132,7 +132,7 @@ def test_near_duplicates_end_as_asked(small_raw: Path, tmp_path: Path):
     cv2.imwrite(str(folder / "copy.jpg"), cv2.resize(grey, (140, 140)))
     manifest = ingest(covid(small_raw), config(tmp_path / "report"))
     (note,) = (note for note in manifest.notes if "near duplicates" in note)
-    assert note.startswith("1 pairs of near duplicates")
+    assert note.startswith("1 pair of near duplicates")
     assert note.endswith("stay, 0 of them across splits")
     page = (tmp_path / "report/covid-radiography/audit.html").read_text()
     assert "NORMAL/copy.jpg" in page

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.console import UserError
-from train.log import MetricsLog, read_metrics
+from train.log import MetricsLog, draw_curves, read_metrics
 from train.recipes.bassi import demo
 from train.settings import commit, held, write_settings
 from train.store import InputConfig
@@ -117,3 +118,13 @@ def test_a_run_folder_that_cannot_be_is_named(tmp_path: Path):
         write_settings(tmp_path / "file", demo(), tmp_path, synthetic=True)
     with pytest.raises(UserError, match=r"run cannot be made \(Not a directory\); take another"):
         write_settings(tmp_path / "file" / "run", demo(), tmp_path, synthetic=True)
+
+
+def test_epochs_of_the_curves_are_whole(tmp_path, monkeypatch):
+    values = {"train_loss": 0.5, "val_loss": 0.4, "val_accuracy": 0.9}
+    lines = [{"stage": "s", "phase": 1, "epoch": epoch, **values} for epoch in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_curves(tmp_path)
+    assert all(float(tick).is_integer() for tick in drawn[0].axes[0].get_xticks())

@@ -33,7 +33,8 @@ class CompareCommand:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders of python -m train."""
     out: Path = Path("compare.png")
-    """The plot: .png, .svg, .pdf, .jpg, .webp, .tif or .eps."""
+    """The plot: .png, .svg, .pdf, .jpg, .webp, .tif or .eps. By default compare.png in the folder
+    where the command runs; a plot that is there is written over."""
     stage: str | None = None
     """The stage that is plotted; without it each run's last one."""
 

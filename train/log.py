@@ -84,6 +84,7 @@ def draw_curves(run: Path) -> None:
             if before["phase"] != after["phase"]:
                 panel.axvline(before["epoch"] + 0.5, color="0.8")
         panel.set(title=stage, xlabel="epoch", ylabel="loss")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         handles = panel.get_legend_handles_labels()[0] + second.get_legend_handles_labels()[0]
         panel.legend(handles=handles, fontsize="small")
     figure.tight_layout()

@@ -193,9 +193,8 @@ def _cells(som: SomMap, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _look(position: int) -> tuple[str, str]:
-    """Colour and marker of a class: the marker tells those apart that share a colour."""
-    colour = COLOURS[position % len(COLOURS)]
-    return colour, _MARKERS[(position + position // len(COLOURS)) % len(_MARKERS)]
+    """Colour and marker of a class: 7 and 8 of them give 56 pairs before the first comes again."""
+    return COLOURS[position % len(COLOURS)], _MARKERS[position % len(_MARKERS)]
 
 
 def _tsne_picture(

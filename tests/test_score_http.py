@@ -1,0 +1,55 @@
+"""Scoring from a plain HTTP server, which lists folders as pages and sends no parts of files."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_archives import write_folder, write_tar
+from test_score import config, picture, rows
+from tiny_model import write_model
+
+from serve.score import score
+from serve.score_inputs import find_archives
+from shards.codec import encode
+from shards.console import UserError
+from shards.urls import path_of
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    noise = np.random.default_rng(0).integers(0, 256, (1100, 1100), dtype=np.uint8)
+    drawn = {f"{i}.png": encode(picture(i, (40, 48)), "png") for i in range(3)}
+    write_folder(tmp_path / "web/images", drawn)
+    write_folder(tmp_path / "web/images/more", {"3.png": drawn["0.png"]})
+    write_folder(tmp_path / "web/none", {"notes.txt": b"no image"})
+    write_tar(tmp_path / "web/a.tar", {"noise.png": encode(noise, "png")})  # over 1 MiB
+    write_model(tmp_path / "m.onnx")
+    handler = partial(Quiet, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("name", "local"), [("images/", "images"), ("a.tar", "a.tar")])
+def test_the_rows_are_those_of_the_local_files(url: str, tmp_path: Path, name: str, local: str):
+    score(config(tmp_path, path_of(f"{url}/{name}"), out=str(tmp_path / "there")))
+    score(config(tmp_path, tmp_path / "web" / local, out=str(tmp_path / "here")))
+    assert rows(tmp_path / "there") == rows(tmp_path / "here")
+    assert len(rows(tmp_path / "here")) == (4 if local == "images" else 1)
+
+
+def test_a_folder_without_images_is_refused(url: str):
+    with pytest.raises(UserError, match="no image and no archive in the folder http"):
+        find_archives([path_of(f"{url}/none/")])
