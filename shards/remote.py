@@ -106,8 +106,12 @@ class RemotePath:
         return self._is("file")
 
     def is_dir(self) -> bool:
-        # A page may be a folder's list of links; of anything else that is there it is not asked.
-        if self.protocol in HTTP and (not self._info or self._info.get("mimetype") == "text/html"):
+        if self.protocol in HTTP:
+            # A page may be a folder's list of links. Of anything else it is not asked: fsspec would
+            # fetch a whole archive to look for them.
+            kind = (self._find() or {}).get("mimetype", "text/html")
+            if kind != "text/html":
+                return False
             try:
                 return bool(self._attempt(lambda: self.fs.ls(self.path, detail=False)))
             except FileNotFoundError:

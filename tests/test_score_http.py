@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,8 +21,14 @@ from shards.urls import path_of
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    fetched: ClassVar[list[str]] = []  # by GET, with all bytes
+
     def log_message(self, *_: object) -> None:
         pass
+
+    def do_GET(self) -> None:
+        self.fetched.append(self.path)
+        super().do_GET()
 
 
 @pytest.fixture
@@ -53,3 +60,10 @@ def test_the_rows_are_those_of_the_local_files(url: str, tmp_path: Path, name: s
 def test_a_folder_without_images_is_refused(url: str):
     with pytest.raises(UserError, match="no image and no archive in the folder http"):
         find_archives([path_of(f"{url}/none/")])
+
+
+def test_an_archive_is_not_fetched_to_tell_that_it_is_no_folder(url: str, tmp_path: Path):
+    Quiet.fetched.clear()
+    assert not path_of(f"{url}/a.tar").is_dir()
+    assert Quiet.fetched == []
+    assert path_of(f"{url}/images/").is_dir()
