@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from posixpath import splitext
 from typing import BinaryIO, TypeVar, cast
 
 from shards.console import RunFailed, UserError
@@ -129,11 +128,9 @@ class Budget:
 
 def is_input(name: str) -> bool:
     """Whether a member is to be scored: unknown extensions are, hidden files and tables are not."""
-    # As PurePosixPath has them, at a third of its time: a tar of 10,000 members takes 0.1 s.
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    hidden = any(part.startswith(".") and part != ".." for part in parts)
-    suffix = splitext(parts[-1])[1].lower() if parts else ""
-    return not (hidden or "__MACOSX" in parts or suffix in OTHER_SUFFIXES)
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
+    return not (hidden or "__MACOSX" in path.parts or path.suffix.lower() in OTHER_SUFFIXES)
 
 
 def is_archive_name(name: str) -> bool:

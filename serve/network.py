@@ -68,10 +68,10 @@ class Network:
             images = np.zeros((self.batch, *self._shape), self._dtype)
             runs = [_OnGpu(each, names, images, out, device).run for each in sessions]
             # Always the same thread for a session: a CUDA graph belongs to that which captured it.
-            self.lanes = [_Lane(run, 1) for run in runs]
+            self._lanes = [_Lane(run, 1) for run in runs]
         else:
-            self.lanes = [_Lane(self._on_cpu(session), threads)]
-        self._turns = cycle(self.lanes)
+            self._lanes = [_Lane(self._on_cpu(session), threads)]
+        self._turns = cycle(self._lanes)
 
     def submit(self, images: list[np.ndarray]) -> Future[np.ndarray]:
         """`score` while the caller goes on; waits while as many batches wait as run."""
@@ -90,7 +90,7 @@ class Network:
         """Score a black image in each session, one after the other: CUDA captures a graph while
         nothing else runs, and the first to use TensorRT builds its engines, minutes long, which the
         others load. RunFailed when the network does not run."""
-        for _ in self.lanes:
+        for _ in self._lanes:
             self.score([np.zeros((self.info.size, self.info.size), np.uint8)])
 
     def _on_cpu(self, session: onnxruntime.InferenceSession) -> "_Compute":

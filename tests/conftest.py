@@ -56,14 +56,10 @@ def tiny_shards(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A network of seconds as densenet121, one thread (bits depend on it), and the signals as they
-    were."""
+def as_before() -> Iterator[None]:
+    """A run takes over the signals; a test gives them back. One thread: bits depend on it."""
     import torch
-    import torchvision
-    from tiny_training import tiny_densenet
 
-    monkeypatch.setattr(torchvision.models, "densenet121", tiny_densenet)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -71,3 +67,12 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def tiny_network(as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of seconds as densenet121."""
+    import torchvision
+    from tiny_training import tiny_densenet
+
+    monkeypatch.setattr(torchvision.models, "densenet121", tiny_densenet)

@@ -40,15 +40,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
         yield
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torchvision.models, "densenet121", tiny_densenet)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 def test_it_refuses_what_a_gpu_refuses(gpu):
     there, here = torch.arange(3.0, device="cuda"), torch.ones(3)
     assert isinstance(there + 1, OnGpu)
@@ -90,7 +81,7 @@ def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
     ids=["device", "host", "stream"],
 )
 def test_a_training_stopped_and_resumed_gives_the_curve_of_a_cpu(
-    tiny, tiny_shards, tmp_path, monkeypatch, request, changed
+    tiny_network, tiny_shards, tmp_path, monkeypatch, request, changed
 ):
     config = replace(ONE, **changed)
     on_cpu = replace(config, input=replace(config.input, store="host"))
@@ -105,7 +96,9 @@ def test_a_training_stopped_and_resumed_gives_the_curve_of_a_cpu(
     assert curve(tiny_shards, tmp_path / "gpu", config) == pytest.approx(expected, rel=1e-3)
 
 
-def test_adams_state_lies_where_its_weights_are(tiny, tiny_shards, tmp_path, monkeypatch, request):
+def test_adams_state_lies_where_its_weights_are(
+    tiny_network, tiny_shards, tmp_path, monkeypatch, request
+):
     request.getfixturevalue("gpu")
     config = replace(ONE, device="cuda", optim=OptimConfig("adamw"))
     with monkeypatch.context() as patch:
@@ -117,7 +110,7 @@ def test_adams_state_lies_where_its_weights_are(tiny, tiny_shards, tmp_path, mon
 
 
 def test_half_precision_with_its_scaler_comes_near_a_cpus_curve(
-    tiny_shards, tmp_path, monkeypatch, request
+    as_before, tiny_shards, tmp_path, monkeypatch, request
 ):
     # Without dropout, and with enough pixels for batch norm to be no noise.
     plain = partial(tiny_densenet, drop_rate=0.0)
