@@ -210,7 +210,7 @@ def _split_images(config: ExportConfig, spec: ModelSpec) -> SplitImages:
     """The data set of the run. UserError when it is another one, or lacks the images needed."""
     root = config.shards or Path(read_settings(config.run)["shards"])
     folder = root / spec.dataset
-    images = SplitImages(folder, load_manifest(folder), spec.size)
+    images = SplitImages(folder, load_manifest(folder), spec.size, spec.labels)
     if manifest_hash(folder) != spec.manifest_hash:
         raise UserError(
             f"{folder} is not the data set that {config.run} was trained on (its manifest's hash "

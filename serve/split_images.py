@@ -19,11 +19,13 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class SplitImages:
-    """folder: of the data set's shards; size: S of the network's input."""
+    """folder: of the data set's shards; size: S of the network's input; labels: of its L outputs,
+    which may be some of the data set's, in another order."""
 
     folder: Path
     manifest: Manifest
     size: int
+    labels: tuple[str, ...]
 
     def batches(
         self, split: str, at_most: int | None = None
@@ -32,6 +34,7 @@ class SplitImages:
         over the split, which may be sorted by class. UserError when the split is not there."""
         self.manifest.of_split(split)
         wanted = spread(self.manifest.splits[split].samples, at_most)
+        columns = [self.manifest.vocabulary.index(label) for label in self.labels]
         images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         for position, (path, sample) in enumerate(self._samples(split)):
@@ -39,7 +42,7 @@ class SplitImages:
                 continue
             grey = decode_stored(sample.image, path, sample.key)
             images.append(resize(grey, self.size)[None])
-            labels.append(sample.labels)
+            labels.append(sample.labels[columns])
             if len(images) == BATCH:
                 yield np.stack(images), np.stack(labels)
                 images, labels = [], []

@@ -98,7 +98,8 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 
 
 def validation(run: Path, shards: Path) -> tuple[np.ndarray, np.ndarray]:
-    parts = list(SplitImages(shards / COVID, load_manifest(shards / COVID), SIZE).batches("val"))
+    manifest = load_manifest(shards / COVID)
+    parts = list(SplitImages(shards / COVID, manifest, SIZE, manifest.labels).batches("val"))
     return tuple(np.concatenate(part) for part in zip(*parts))
 
 
@@ -148,6 +149,16 @@ def test_the_file_says_what_it_is(exported, run, tiny_shards):
     splits = load_manifest(tiny_shards / COVID).splits
     assert info.splits == {name: counts.samples for name, counts in splits.items()}
     assert list(info.splits) == ["train", "val", "test"]
+
+
+def test_a_stage_with_some_of_the_labels_is_judged_by_these(run, tiny_shards):
+    """As 14 of ChestX-ray14's 15: each output was compared with the data set's label there."""
+    labels = ("COVID-19", "Normal")
+    spec = replace(load_run_model(run)[1], labels=labels)
+    images = module._split_images(ExportConfig(run, run / "m.onnx"), spec)
+    found = np.concatenate([targets for _, targets in images.batches("val")])
+    columns = [load_manifest(tiny_shards / COVID).labels.index(label) for label in labels]
+    np.testing.assert_array_equal(found, validation(run, tiny_shards)[1][:, columns])
 
 
 def test_the_card_says_it_aloud(exported):

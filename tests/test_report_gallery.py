@@ -99,7 +99,7 @@ def test_an_image_that_does_not_decode_is_one_line_of_the_gallery_and_of_the_exp
     assert list(found) == ["image-3"]
     assert re.search(told, damaged["image-4"])
     with pytest.raises(RunFailed, match=told):
-        list(SplitImages(folder, manifest, 32).batches("test"))
+        list(SplitImages(folder, manifest, 32, manifest.labels).batches("test"))
 
 
 def test_pictures_have_the_calls_map_and_stored_ones(dataset, tmp_path, monkeypatch):
