@@ -36,7 +36,7 @@ from serve.split_images import SplitImages
 from serve.taps import add_cam, add_features
 from serve.thresholds import choose
 from serve.triton import check_name, write_repository
-from shards.console import UserError, progress
+from shards.console import RunFailed, UserError, progress
 from shards.labels import UNKNOWN, YES
 from shards.manifest import load_manifest, manifest_hash
 from shards.preprocess import MEAN, STD
@@ -69,7 +69,7 @@ class ExportConfig:
     calibration: int = 128
     """int8: this many images set the ranges of the activations."""
     calibration_split: str = "val"
-    """int8: the split that they are taken from."""
+    """int8: the split that they are taken from, never test."""
     max_auroc_loss: float | None = None
     """Another limit for the loss in mean AUROC than the precision's own."""
     parity_images: int = 256
@@ -132,16 +132,15 @@ def export(config: ExportConfig) -> Exported:
         thresholds = choose(found, targets, info.labels)
         info = replace(info, parity=parity, thresholds=thresholds)
         onnx.helper.set_model_props(graph, to_metadata(info))
-        onnx.save(graph, temporary)
+        shapes = output_shapes(graph)
         card = config.out.with_suffix(".md")
-        text = write_card(info, _validation(found, targets, info.labels), config.run)
+        text = write_card(info, shapes, _validation(found, targets, info.labels), config.run)
         write_atomic(card, text.encode())
-        temporary.replace(config.out)
+        write_atomic(config.out, graph.SerializeToString())
     finally:
         temporary.unlink(missing_ok=True)
     folder = None
     if config.triton is not None:
-        shapes = output_shapes(graph)
         folder = write_repository(config.triton, config.out.stem, config.out, info, shapes)
     return Exported(parity, config.precision, card, folder)
 
@@ -198,6 +197,8 @@ def _check(config: ExportConfig) -> None:
     for name in ("parity_images", "calibration"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be at least 1, found {getattr(config, name)}")
+    if config.calibration_split == "test":
+        raise UserError("calibration_split test: no setting may know the test split; take val")
     if config.max_auroc_loss is not None and not 0 <= config.max_auroc_loss <= 1:
         raise UserError(f"max_auroc_loss is from 0 to 1, found {config.max_auroc_loss}")
     if config.triton is not None:
@@ -270,8 +271,10 @@ def _score(
                 yield score_batch(session, batch), labels
                 advance(len(batch))
 
-    found, targets = zip(*scored())
-    return np.concatenate(found), np.concatenate(targets)
+    found, targets = (np.concatenate(part) for part in zip(*scored()))
+    if not np.isfinite(found).all():
+        raise RunFailed("no model written: a probability of a validation image is not finite")
+    return found, targets
 
 
 def _validation(

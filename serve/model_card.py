@@ -9,7 +9,7 @@ from typing import Any
 
 from serve.inspect import point_text
 from serve.intervals import Estimate
-from serve.model_info import ModelInfo
+from serve.model_info import PROBABILITIES_NAME, ModelInfo
 from serve.parity import TOLERANCES
 from serve.report_models import weights_of
 from shards.console import one_line, warn
@@ -28,15 +28,21 @@ SYNTHETIC = (
 )
 
 
-def write_card(info: ModelInfo, validation: Mapping[str, Estimate | None], run: Path) -> str:
-    """The card as Markdown. validation: label -> AUROC of this very model on the validation split;
-    `run` gives the test metrics that are there."""
+def write_card(
+    info: ModelInfo,
+    outputs: Mapping[str, Sequence[int]],
+    validation: Mapping[str, Estimate | None],
+    run: Path,
+) -> str:
+    """The card as Markdown. outputs: name -> shape without the batch, -1 where a side is any;
+    validation: label -> AUROC of this very model on the validation split; `run` gives the test
+    metrics that are there."""
     parts = [
         f"# {_cell(info.run)}: {info.architecture} for {info.size} x {info.size} chest X-rays",
         "**Research software, not a medical device.** It must not guide anyone's care.",
         *([SYNTHETIC] if info.synthetic else []),
         f"## Intended use\n\n{_cell(info.intended_use)}.",
-        f"## Model\n\n{_table(('', ''), _facts(info))}",
+        f"## Model\n\n{_table(('', ''), _facts(info, outputs))}",
         f"## Data\n\n{_data(info)}",
         f"## Metrics\n\n{_metrics(info, validation, run)}",
         f"## Operating points\n\n{_points(info)}",
@@ -47,17 +53,28 @@ def write_card(info: ModelInfo, validation: Mapping[str, Estimate | None], run: 
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(info: ModelInfo) -> list[tuple[str, str]]:
+def _facts(info: ModelInfo, outputs: Mapping[str, Sequence[int]]) -> list[tuple[str, str]]:
     kind = "exactly one holds" if info.exclusive else "any number of them"
+    reduced = f"reduced to {info.shorter_side} pixels, then " if info.shorter_side else ""
     return [
         ("labels", f"{', '.join(info.labels)} ({kind})"),
         ("input", f"`images` uint8 (N, 1, {info.size}, {info.size}), grey; any N"),
-        ("output", f"`logits`, `probabilities` ({info.output}) float32 (N, {len(info.labels)})"),
-        ("preprocessing", f"version {info.preprocessing_version}; normalisation is in the graph"),
+        *(("output", _output(name, shape, info)) for name, shape in outputs.items()),
+        (
+            "preprocessing",
+            f"version {info.preprocessing_version}: {reduced}resized to {info.size}; normalisation "
+            "is in the graph",
+        ),
         ("trained", f"recipe {info.recipe}, stage {info.stage}, head {info.head}"),
         ("weights SHA-256", info.weights_sha256),
         ("made by", info.created_by),
     ]
+
+
+def _output(name: str, shape: Sequence[int], info: ModelInfo) -> str:
+    sides = ", ".join("any" if side < 0 else str(side) for side in shape)
+    kind = f" ({info.output})" if name == PROBABILITIES_NAME else ""
+    return f"`{_cell(name)}`{kind} float32 (N, {sides})"
 
 
 def _data(info: ModelInfo) -> str:

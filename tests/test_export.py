@@ -168,6 +168,8 @@ def test_the_card_says_it_aloud(exported):
         assert words in text
     assert all(f"| {name} |" in text for name in ("train", "val", "test"))
     assert "No test metrics" in text
+    for told in ("`probabilities` (sigmoid) float32 (N, 3)", "`cam` float32 (N, 3, any, any)"):
+        assert f"| output | {told} |" in text
 
 
 def test_the_triton_repository_fits_the_model(exported):
@@ -175,6 +177,7 @@ def test_the_triton_repository_fits_the_model(exported):
     session = session_of(exported[1].triton / "1" / "model.onnx")
     assert found.name == exported[1].triton.name == "m"
     assert [list(i.dims) for i in found.input] == [i.shape[1:] for i in session.get_inputs()]
+    assert {o.type for o in session.get_outputs()} == {"tensor(float)"}
     told = {o.name: list(o.dims) for o in found.output}
     assert told.keys() == {o.name for o in session.get_outputs()}
     for output in session.get_outputs():
@@ -221,6 +224,26 @@ def test_beyond_the_gate_no_file_is_written(quick, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_probability_that_is_no_number_behind_the_gates_images_is_found(
+    quick, tmp_path, monkeypatch
+):
+    """Its thresholds would be none, and the file one that nothing reads."""
+    settings = replace(quick, out=tmp_path / "q.onnx", parity_images=1)
+    settings.out.write_bytes(b"the model before")
+    right, seen = module.score_batch, []
+
+    def spoilt(session, images):
+        seen.append(len(images))
+        assert settings.out.read_bytes() == b"the model before"
+        return right(session, images) * (np.nan if len(seen) > 1 else 1)
+
+    monkeypatch.setattr(module, "score_batch", spoilt)
+    with pytest.raises(RunFailed, match="of a validation image is not finite"):
+        export(settings)
+    assert len(seen) > 1
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the model before"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -230,6 +253,7 @@ def test_beyond_the_gate_no_file_is_written(quick, tmp_path, monkeypatch):
         ({"calibration": 0}, "calibration must be at least 1"),
         ({"max_auroc_loss": 2.0}, "from 0 to 1"),
         ({"precision": "int8", "calibration_split": "other"}, "no split 'other'"),
+        ({"precision": "int8", "calibration_split": "test"}, "no setting may know the test split"),
         ({"triton": Path("t"), "out": Path("a b.onnx")}, "would be called 'a b'"),
         ({"triton": Path("file")}, "--triton file is a file"),
         ({"out": Path("folder.onnx")}, "--out names the model"),

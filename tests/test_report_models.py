@@ -139,6 +139,6 @@ def test_the_card_says_which_model_its_numbers_are_of(
         "scored_by": None if weights is None else vars(scored_by(weights, precision)),
     }
     write_json(tmp_path / "evaluation/metrics.json", metrics)
-    card = write_card(info, {}, tmp_path)
+    card = write_card(info, {}, {}, tmp_path)
     assert ("Accuracy 0.875" in card) == shown
     assert said in card

@@ -210,6 +210,8 @@ def test_int8_is_quantised_throughout_and_close():
     int8 = [name for name in scales if weights[name].data_type == TensorProto.INT8]
     assert len(int8) == 5  # three convolutions and two norms; not the last layer and the CAM
     assert all(len(numpy_helper.to_array(scales[name])) > 1 for name in int8)  # per channel
+    points = [weights[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    assert {point.data_type for point in points} == {TensorProto.UINT8}  # activations
     found, wanted = outputs(model), outputs(plain)
     for name in wanted:
         spread = float(np.ptp(wanted[name])) or 1.0
