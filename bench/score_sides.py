@@ -150,22 +150,20 @@ def data_loader(loader: Loader, plain: nn.Module, settings: Settings) -> Side:
 
 
 def process_batch(paths: Sequence[Path], plain: nn.Module, settings: Settings) -> Side:
-    """As torchxrayvision's scripts/process_batch.py: one image after the other, scikit-image reads
-    and resizes, torch eager; with our network. ImportError where it is not installed."""
+    """As torchxrayvision's scripts/process_batch.py: its load_image, one image after the other, and
+    the resize that its networks begin with, torch eager; with our network. It leaves out what is
+    not square; here its crop stands before. ImportError where it is not installed."""
     import torchxrayvision as xrv
-    from skimage.io import imread
 
-    crop, resize = xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(settings.size)
+    crop = xrv.datasets.XRayCenterCrop()
     mean, std = (torch.tensor(v, device=settings.device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     def run() -> int:
         rows = []
         for path in paths:
-            grey = imread(path)
-            grey = grey[:, :, 0] if grey.ndim > 2 else grey
-            prepared = resize(crop(xrv.datasets.normalize(grey, 255)[None]))
             with torch.no_grad():
-                image = torch.from_numpy(prepared).unsqueeze(0).to(settings.device)
+                image = torch.from_numpy(crop(xrv.utils.load_image(str(path)))).unsqueeze(0)
+                image = xrv.utils.fix_resolution(image.to(settings.device), settings.size, plain)
                 unit = (image + 1024) / 2048  # our network was trained on another range
                 output = torch.sigmoid(plain((unit - mean) / std)).cpu()
             rows.append(output.detach().numpy()[0])

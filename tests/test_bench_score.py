@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from bench import scale, score_sides
 from bench.images import raw_images
@@ -19,6 +20,7 @@ from bench.score_sides import Settings, whole_way
 from serve.export import Scorer, to_onnx
 from shards.console import RunFailed, UserError
 from shards.labels import COVID
+from shards.preprocess import MEAN, STD
 
 
 class Meter:
@@ -63,6 +65,25 @@ def test_the_whole_way_has_the_one_gpu_of_the_model_alone(tmp_path, monkeypatch,
     settings = Settings(4, 1, 64, 32, torch.device(device))
     assert whole_way(tmp_path / "m.onnx", tmp_path / "a.tar", tmp_path, settings)() == 3
     assert asked == [gpus]
+
+
+def test_process_batch_resizes_as_torchxrayvisions_networks_do(tmp_path, monkeypatch):
+    """scikit-image's resize, which process_batch.py does not call, took most of the peer's time."""
+    xrv = pytest.importorskip("torchxrayvision")
+    monkeypatch.setattr(xrv.datasets, "XRayResizer", None)
+    Image.fromarray(np.full((40, 64), 255, np.uint8)).save(tmp_path / "white.png")
+    seen = []
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return images.mean((2, 3))
+
+    settings = Settings(4, 1, 64, 32, torch.device("cpu"))
+    assert score_sides.process_batch([tmp_path / "white.png"], network, settings)() == 1
+    (images,) = seen
+    assert images.shape == (1, 3, 32, 32)
+    white = [(1 - m) / s for m, s in zip(MEAN, STD)]
+    np.testing.assert_allclose(images.mean((0, 2, 3)), white, rtol=1e-5)
 
 
 def test_scale_on_one_gpu_is_refused(monkeypatch):
