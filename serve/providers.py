@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -30,17 +31,17 @@ _NAMES = {
 # The default, EXHAUSTIVE, tries every convolution algorithm anew for each shape of input. By TF32 a
 # GPU alone would round the factors of an fp32 model to 10 bits; fp16 is the way to be fast there.
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+_FAILURE = re.compile(r"\b\w+ failure \d+: [^;]*")  # "CUDNN failure 4: why ; GPU=0 ; hostname="
 _LAYERS = {"Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """device: the GPU's number; fp16: TensorRT may compute in half precision; graph: CUDA captures
-    the work of a batch once and replays it, so every batch must have the same shape and buffers;
-    engines: folder where TensorRT keeps what it built for this GPU (minutes), in a folder for each
-    model, by default in the user's cache."""
+    """fp16: TensorRT may compute in half precision; graph: CUDA captures the work of a batch once
+    and replays it, so every batch must have the same shape and buffers; engines: folder where
+    TensorRT keeps what it built for this GPU (minutes), in a folder for each model, by default in
+    the user's cache."""
 
-    device: int = 0
     fp16: bool = False
     graph: bool = False
     engines: Path | None = None
@@ -97,7 +98,7 @@ def probabilities(session: onnxruntime.InferenceSession, images: np.ndarray) -> 
         provider = provider_of(session)
         way_out = "" if provider == "cpu" else "; CUDA_VISIBLE_DEVICES= hides the GPU"
         raise RunFailed(
-            f"the network does not run on {provider}: {_reason(error)}{way_out}"
+            f"the network does not run on {provider}: {reason(error)}{way_out}"
         ) from error
     return np.asarray(found, np.float32)
 
@@ -126,7 +127,7 @@ def _create(
     # Several threads of one session would otherwise wait for work in a loop, on cores that others
     # need. Scoring itself takes one thread for each batch (serve/network.py).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors; what matters of the warnings is checked below
+    options.log_severity_level = 4  # what it logs as an error it also raises, in one line of ours
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(
@@ -138,13 +139,13 @@ def _create(
     except Exception as error:  # ONNX Runtime's errors share no base class
         if provider == "cuda" and gpu.graph:  # where one node has to run on the CPU, for example
             session = _create(model_path, provider, threads, replace(gpu, graph=False))
-            warn(f"without CUDA graphs, which this model does not allow ({_reason(error)})")
+            warn(f"without CUDA graphs, which this model does not allow ({reason(error)})")
             return session
         raise _session_error(model_path, provider, error) from error
     if session.get_providers()[0] != wanted:
-        reason = _missing(provider) or f"this session has: {', '.join(session.get_providers())}"
+        why = _missing(provider) or f"this session has: {', '.join(session.get_providers())}"
         raise UserError(
-            f"the provider {provider} was asked for, but {wanted} did not load ({reason}); check "
+            f"the provider {provider} was asked for, but {wanted} did not load ({why}); check "
             "the driver and the CUDA and cuDNN libraries (TensorRT has its own), or use "
             "--provider cpu"
         )
@@ -171,9 +172,9 @@ def misplaced_layers(session: onnxruntime.InferenceSession, wanted: str) -> Coun
 def _provider_list(model_path: Path, provider: str, gpu: GpuOptions) -> list[Any]:
     if provider == "cpu":
         return [_NAMES["cpu"]]
-    settings = {**_CUDA_OPTIONS, "device_id": gpu.device}
     if provider == "cuda":
-        return [(_NAMES["cuda"], {**settings, "enable_cuda_graph": gpu.graph}), _NAMES["cpu"]]
+        options = {**_CUDA_OPTIONS, "enable_cuda_graph": gpu.graph}
+        return [(_NAMES["cuda"], options), _NAMES["cpu"]]
     # ONNX Runtime knows an engine by the model's file name and layers: two trainings of one network
     # would share it, and with it the weights of the first (microsoft/onnxruntime#6455).
     with model_path.open("rb") as file:
@@ -181,26 +182,25 @@ def _provider_list(model_path: Path, provider: str, gpu: GpuOptions) -> list[Any
     engines = (gpu.engines or user_cache() / "tensorrt") / own
     engines.mkdir(parents=True, exist_ok=True)
     options = {
-        "device_id": gpu.device,
         "trt_fp16_enable": gpu.fp16,
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": str(engines),
     }
-    return [(_NAMES["tensorrt"], options), (_NAMES["cuda"], settings), _NAMES["cpu"]]
+    return [(_NAMES["tensorrt"], options), (_NAMES["cuda"], _CUDA_OPTIONS), _NAMES["cpu"]]
 
 
 def _session_error(model_path: Path, provider: str, error: Exception) -> UserError:
-    reason = _reason(error)
+    said = reason(error)
     unreadable = {"InvalidProtobuf", "InvalidGraph", "NoModel", "InvalidArgument", "NoSuchFile"}
     if type(error).__name__ in unreadable or provider == "cpu":
         return UserError(
-            f"{model_path} is not an ONNX model that this onnxruntime can load ({reason}); "
+            f"{model_path} is not an ONNX model that this onnxruntime can load ({said}); "
             "make it with: python -m serve export"
         )
-    reason = _missing(provider) or reason
-    return UserError(f"the provider {provider} does not start ({reason}); or use --provider cpu")
+    said = _missing(provider) or said
+    return UserError(f"the provider {provider} does not start ({said}); or use --provider cpu")
 
 
 def _missing(provider: str) -> str:
@@ -213,5 +213,10 @@ def _missing(provider: str) -> str:
     return ""
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:1000]  # what is wrong stands behind the path of the source
+def reason(error: Exception) -> str:
+    """What ONNX Runtime says is wrong: of CUDA's failures the failure, without the source file and
+    the name of the machine."""
+    text = " ".join(str(error).split())
+    failure = _FAILURE.search(text)
+    # Of errors in one another the innermost; what is wrong may stand behind a path of the source.
+    return failure[0].strip() if failure else text.rpartition("[ONNXRuntimeError] : ")[2][:1000]

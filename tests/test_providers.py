@@ -5,8 +5,10 @@ import os
 from dataclasses import asdict, replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 from tiny_model import LABELS, model_info, write_model
 
 from serve.model_info import PREFIX, from_metadata, to_metadata
@@ -19,6 +21,7 @@ from serve.providers import (
     probabilities,
     provider_of,
     read_model_info,
+    reason,
 )
 from serve.thresholds import OperatingPoint
 from shards.console import RunFailed, UserError
@@ -162,6 +165,50 @@ def test_a_network_that_does_not_run_is_one_line(tmp_path, monkeypatch, provider
     with pytest.raises(RunFailed, match=f"does not run on {provider}: .*{way_out}") as caught:
         probabilities(session, np.zeros((1, 1, 3, 3), np.uint8))
     assert "\n" not in str(caught.value)
+
+
+FAILED = (
+    "[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: /src/cuda_call.cc:154 bool "
+    "onnxruntime::CudaCall(const char*, int) [with THRW = true] "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            f"{FAILED}CUDA failure 100: no CUDA-capable device is detected ; GPU=0 ; "
+            "hostname=ward ; file=/src/info.cc ; line=70 ; expr=cudaGetDeviceCount(&count); ",
+            "CUDA failure 100: no CUDA-capable device is detected",
+        ),
+        (
+            "Error in execution: running Conv. Status Message: /src/cuda_kernel.h:296\n static "
+            "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : cuDNN is unavailable",
+            "9 : NOT_IMPLEMENTED : cuDNN is unavailable",
+        ),
+        ("bad allocation", "bad allocation"),
+    ],
+)
+def test_of_onnx_runtimes_errors_the_failure_is_told(text, found):
+    assert reason(RuntimeError(text)) == found
+
+
+def test_onnx_runtime_prints_nothing_of_its_own(tmp_path, capfd):
+    """What it logs in colours and lines of its own stands in the error."""
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor("shape", TensorProto.INT64, [1], [7])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(made, tmp_path / "m.onnx")
+    session = create_session(tmp_path / "m.onnx", "cpu", 1)
+    with pytest.raises(Exception, match="Reshape"):
+        session.run(None, {"x": np.zeros(3, np.float32)})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_files_that_are_no_model(tmp_path):
