@@ -123,7 +123,7 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
     gpus = wanted_gpus(config.gpus, network.provider)
     workers = config.workers or len(os.sched_getaffinity(0))
     if config.dry_run:
-        return dry_run(archives, network, workers, config.limit)
+        return dry_run(archives, network, workers, gpus, config.limit)
     info, model_sha256 = network.info, sha256_of(config.model)
     points = pick(info.thresholds, config.operating_point, info.labels, str(config.model))
     folder = ScoreFolder(config.out)

@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import re
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +126,21 @@ def test_a_run_on_two_gpus_is_one_of_two_processes(tmp_path, monkeypatch):
     monkeypatch.setattr("serve.score.on_the_others", noted)
     assert score(asked).scored == UNIT_INPUTS + 3
     assert [share for *_, share in begun] == [Share(1, 2)]
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "img/s"), (2, "img/s on one of 2 GPUs")])
+def test_the_bar_says_whose_speed_it_shows(tmp_path, monkeypatch, count, said):
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3, (8, 8))))
+    notes = []
+
+    @contextmanager
+    def bar(what, total, shown):
+        yield lambda n, note: notes.append(note)
+
+    monkeypatch.setattr("serve.score_run.progress", bar)
+    run_here(work_of(tmp_path, asked), open_network(asked), 1, Share(0, count))
+    assert notes
+    assert all(re.fullmatch(rf"\d+ {said}", note) for note in notes)
 
 
 def _fail(number: int) -> None:

@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -13,7 +14,8 @@ from tiny_model import foreign_model, write_model
 
 from serve import __main__ as command
 from serve import score_folder
-from serve.dry_run import DryRun, expected_inputs
+from serve.dry_run import DryRun, dry_run, expected_inputs
+from serve.opened import open_network
 from serve.score import score
 from serve.score_folder import UNIT_INPUTS
 from serve.score_inputs import find_archives
@@ -46,6 +48,16 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
         assert (found.inputs, len(found.damaged)) == (inputs, damaged)
     nothing = score(config(tmp_path, cut, dry_run=True))
     assert "expected time: unknown" in nothing.lines()[1]
+
+
+def test_a_dry_run_counts_on_every_gpu(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "a.tar", pictures(4, (8, 8)))
+    network = open_network(config(tmp_path, path))
+    network.provider = "cuda"
+    clock = SimpleNamespace(perf_counter=iter((0, 8, 10, 50)).__next__)  # decoding, then scoring
+    monkeypatch.setattr("serve.dry_run.time", clock)
+    found = dry_run(find_archives([path]), network, 1, 4, None)
+    assert found.img_s == 1 / 2.5
 
 
 @pytest.mark.parametrize("name", WRITERS)
