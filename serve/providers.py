@@ -10,12 +10,14 @@ import io
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from serve.model_info import INPUT_NAME, PROBABILITIES_NAME, ModelInfo, from_metadata
@@ -52,11 +54,14 @@ def create_session(
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for; threads: for the operators on the CPU.
 
-    `auto` is CUDA where it works, else the CPU. UserError when the file is no ONNX model or when
-    the provider is not there.
+    `auto` is CUDA where it works, else the CPU. UserError when the file is no ONNX model, or not
+    the whole of one, or when the provider is not there.
     """
     if not model_path.is_file():
         raise UserError(f"no model at {model_path}; make it with: python -m serve export")
+    if not os.access(model_path, os.R_OK):
+        raise UserError(f"no permission to read {model_path}")
+    _check_whole(model_path)
     if provider != "auto":
         return _create(model_path, provider, threads, gpu)
     if _NAMES["cuda"] in onnxruntime.get_available_providers():
@@ -65,6 +70,32 @@ def create_session(
         except UserError as error:
             warn(f"{error}; going on with the CPU, as --provider auto allows")
     return _create(model_path, "cpu", threads, gpu)
+
+
+def _check_whole(model_path: Path) -> None:
+    """UserError for a model whose weights lie in other files. By the hash of the one file the rows
+    know their model and TensorRT its engines, and it is all that a cluster's machines get: weights
+    that changed would be taken for those before."""
+    try:
+        model = onnx.load(model_path, load_external_data=False)
+    except Exception:  # not ONNX, which ONNX Runtime tells
+        return
+    nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    for tensor in (*model.graph.initializer, *_tensors(nodes)):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise UserError(
+                f"{model_path} keeps weights in other files; make it one, in Python: "
+                "onnx.save(onnx.load('that.onnx'), 'one.onnx')"
+            )
+
+
+def _tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Those of the nodes' attributes, and of the graphs in them."""
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from (*graph.initializer, *_tensors(graph.node))
 
 
 def provider_of(session: onnxruntime.InferenceSession) -> str:

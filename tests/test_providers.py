@@ -220,6 +220,29 @@ def test_files_that_are_no_model(tmp_path):
             create_session(tmp_path / "bad.onnx", "cpu", 1)
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_model_with_weights_in_other_files_is_refused(tmp_path, inner):
+    """Else a run would go on with other weights, since the file's hash stays."""
+    model = onnx.load(write_model(tmp_path / "m.onnx"))
+    if inner:
+        weights = model.graph.initializer.pop(0)
+        model.graph.node.insert(0, helper.make_node("Constant", [], [weights.name], value=weights))
+    place = {"size_threshold": 0, "location": "m.data", "convert_attribute": True}
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, **place)
+    with pytest.raises(UserError, match=r"m\.onnx keeps weights in other files; make it one"):
+        create_session(tmp_path / "m.onnx", "cpu", 1)
+    onnx.save(onnx.load(tmp_path / "m.onnx"), tmp_path / "one.onnx")
+    (tmp_path / "m.data").unlink()
+    assert read_model_info(create_session(tmp_path / "one.onnx", "cpu", 1), "one.onnx")
+
+
+def test_a_model_that_may_not_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    path = write_model(tmp_path / "m.onnx")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to read"):
+        create_session(path, "cpu", 1)
+
+
 def test_metadata_survives_the_model(tmp_path):
     session = create_session(write_model(tmp_path / "m.onnx"), "cpu", 1)
     assert read_model_info(session, "m.onnx") == model_info()
