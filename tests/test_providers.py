@@ -140,6 +140,28 @@ def test_two_models_of_one_name_share_no_engine(tmp_path):
     assert len(folders) == 2
 
 
+def test_what_is_asked_of_a_gpu(tmp_path):
+    """Names and values that onnxruntime-gpu 1.31.1 takes; it refuses those it does not know."""
+    gpu = GpuOptions(fp16=True, graph=True, engines=tmp_path)
+    path = write_model(tmp_path / "m.onnx")
+    exact = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    cuda, cpu = _provider_list(path, "cuda", gpu)
+    assert cuda == ("CUDAExecutionProvider", exact | {"enable_cuda_graph": True})
+    (name, options), *rest = _provider_list(path, "tensorrt", gpu)
+    assert rest == [("CUDAExecutionProvider", exact), cpu]
+    folder = options["trt_engine_cache_path"]
+    assert (name, options) == (
+        "TensorrtExecutionProvider",
+        {
+            "trt_fp16_enable": True,
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": folder,
+            "trt_timing_cache_enable": True,
+            "trt_timing_cache_path": folder,
+        },
+    )
+
+
 def test_auto_says_that_it_takes_the_cpu(tmp_path, monkeypatch, capsys):
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)

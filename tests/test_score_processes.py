@@ -128,6 +128,17 @@ def test_a_run_on_two_gpus_is_one_of_two_processes(tmp_path, monkeypatch):
     assert [share for *_, share in begun] == [Share(1, 2)]
 
 
+@pytest.mark.parametrize(
+    ("limit", "committed", "count", "left"),
+    [(None, 0, 1, 8), (6, 0, 1, 6), (99, 2, 1, 6), (None, 2, 2, 3), (None, 9, 1, 0)],
+)
+def test_the_bar_knows_how_much_is_left(tmp_path, limit, committed, count, left):
+    archives = [write_tar(tmp_path / f"{i}.tar", pictures(4, (8, 8))) for i in range(2)]
+    work = work_of(tmp_path, replace(config(tmp_path, archives[0]), archives=tuple(archives)))
+    work = replace(work, limit=limit, committed=committed)
+    assert work.expected(Share(0, count)) == left
+
+
 @pytest.mark.parametrize(("count", "said"), [(1, "img/s"), (2, "img/s on one of 2 GPUs")])
 def test_the_bar_says_whose_speed_it_shows(tmp_path, monkeypatch, count, said):
     asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3, (8, 8))))

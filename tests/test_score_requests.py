@@ -40,6 +40,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     found = score(config(tmp_path, path, cut, dry_run=True))
     assert isinstance(found, DryRun)
     assert (found.archives, found.inputs) == (2, 10)
+    assert found.bytes == path.stat().st_size + 1000
     assert found.img_s is not None
     assert any("damaged: " in line and "b.tar" in line for line in found.lines())
     assert not (tmp_path / "out").exists()
@@ -50,14 +51,20 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     assert "expected time: unknown" in nothing.lines()[1]
 
 
-def test_a_dry_run_counts_on_every_gpu(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("provider", "gpus", "seconds"), [("cpu", 1, 12), ("cuda", 1, 10), ("cuda", 4, 2.5)]
+)
+def test_what_decodes_and_scores_at_a_time_is_not_added_up(
+    tmp_path, monkeypatch, provider, gpus, seconds
+):
+    """2 s to decode an image and 10 to score one, which on the CPU share the cores."""
     path = write_tar(tmp_path / "a.tar", pictures(4, (8, 8)))
     network = open_network(config(tmp_path, path))
-    network.provider = "cuda"
+    network.provider = provider
     clock = SimpleNamespace(perf_counter=iter((0, 8, 10, 50)).__next__)  # decoding, then scoring
     monkeypatch.setattr("serve.dry_run.time", clock)
-    found = dry_run(find_archives([path]), network, 1, 4, None)
-    assert found.img_s == 1 / 2.5
+    found = dry_run(find_archives([path]), network, 1, gpus, None)
+    assert found.img_s == 1 / seconds
 
 
 @pytest.mark.parametrize("name", WRITERS)
