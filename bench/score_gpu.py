@@ -18,7 +18,7 @@ from bench.result import Rates, Side, interleave
 from bench.score_sides import Settings, ours_alone, whole_way
 from serve.providers import GpuOptions, Provider
 from serve.quantise import to_fp16
-from shards.console import UserError
+from shards.console import RunFailed, UserError
 from train.warp import normalise
 
 SHARD_IMAGES = 20_000  # of a repetition from shards, that the start of processes is a small part
@@ -47,9 +47,9 @@ def half_sides(
     """The model alone. images: (N, 1, S, S) uint8, prepared."""
     sides = {"ours, fp16": ours_alone(fp16, images, settings, provider)}
     try:
-        half = GpuOptions(fp16=True)
+        half = GpuOptions(fp16=True, engines=fp32.with_name("engines"))
         sides["ours, TensorRT fp16"] = ours_alone(fp32, images, settings, "tensorrt", half)
-    except UserError as error:
+    except (UserError, RunFailed) as error:  # not there, or it does not take the network
         print(f"without TensorRT: {error}")
     return sides | {"torch compiled fp16": compiled(plain, images, settings)}
 

@@ -54,8 +54,10 @@ def _hours(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def dry_run(archives: list[Archive], network: Network, workers: int, limit: int | None) -> DryRun:
-    """Meets every input of the archives, and scores the first few."""
+def dry_run(
+    archives: list[Archive], network: Network, workers: int, gpus: int, limit: int | None
+) -> DryRun:
+    """Meets every input of the archives, and scores the first few, on one of so many GPUs."""
     inputs, linked, damaged = 0, 0, []
     with progress("counting", None) as advance:
         for archive in archives:
@@ -70,11 +72,11 @@ def dry_run(archives: list[Archive], network: Network, workers: int, limit: int 
             if archive.inner_damage:
                 damaged.append(f"{archive.called}: {archive.inner_damage}")
     total = sum(identify(archive).bytes for archive in archives)
-    speed = _calibrate(archives, network, workers)
+    speed = _calibrate(archives, network, workers, gpus)
     return DryRun(len(archives), inputs, total, speed, tuple(damaged), linked)
 
 
-def _calibrate(archives: list[Archive], network: Network, workers: int) -> float | None:
+def _calibrate(archives: list[Archive], network: Network, workers: int, gpus: int) -> float | None:
     """Images per second: of the slower of decoding and the network, and where they share the cores
     of both one after the other. None when no image decodes."""
     images = list(islice(_readable(archives), TRIED))
@@ -97,7 +99,8 @@ def _calibrate(archives: list[Archive], network: Network, workers: int) -> float
     for batch in batches:
         batch.result()
     scoring = (time.perf_counter() - began) / len(sound)
-    together = decoding + scoring if network.provider == "cpu" else max(decoding, scoring)
+    on_cpu = network.provider == "cpu"
+    together = decoding + scoring if on_cpu else max(decoding, scoring / gpus)
     return 1 / together
 
 

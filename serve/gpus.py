@@ -4,7 +4,9 @@ import ctypes
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 from shards.console import RunFailed, UserError, run
 
@@ -34,29 +36,50 @@ def wanted_gpus(gpus: int | None, provider: str) -> int:
     return gpus or there
 
 
-def run_on_each(work: Callable[..., None], arguments: Sequence[tuple]) -> None:
-    """work(*arguments[i]) in process i, all at a time. RunFailed when one fails; the others go on
-    to their end, and what they committed stays."""
+@contextmanager
+def on_the_others(work: Callable[..., None], arguments: Sequence[tuple]) -> Iterator[None]:
+    """While this process works on the first GPU: work(*arguments[i]) in a process that sees no GPU
+    but the i-th of the others. RunFailed when one fails; all go on to their end, and what they
+    committed stays."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_main, args=(work, given)) for given in arguments]
+    each = zip(_names(1 + len(arguments))[1:], arguments, strict=True)
+    processes = [context.Process(target=_main, args=(gpu, work, given)) for gpu, given in each]
     for process in processes:
         process.start()
     try:
-        for process in processes:
-            process.join()
+        try:
+            yield
+        except RunFailed:
+            _join(processes)
+            raise
+        _join(processes)
     finally:
         for process in processes:
             process.terminate()
-    failed = [(i, p.exitcode) for i, p in enumerate(processes) if p.exitcode]
+    failed = [(i, p.exitcode) for i, p in enumerate(processes, 1) if p.exitcode]
     if failed:
         number, status = failed[0]
         raise RunFailed(
-            f"process {number} of {len(processes)} ended with status {status}; the same command "
-            "goes on where it stopped"
+            f"the process of GPU {number} ended with status {status}; the same command goes on "
+            "where it stopped"
         )
 
 
-def _main(work: Callable[..., None], arguments: tuple) -> None:
+def _names(count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the first so many GPUs that this process sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (visible.split(",") if visible else [str(number) for number in range(count)])[:count]
+
+
+def _join(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.join()
+
+
+def _main(gpu: str, work: Callable[..., None], arguments: tuple) -> None:
+    # Not by a number that CUDA is told: whatever a thread does before it is told, a copy for
+    # example, is done on the first GPU, and every process would take memory of that.
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_die_with_parent, daemon=True).start()
     run(lambda: work(*arguments))
 

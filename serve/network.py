@@ -19,7 +19,14 @@ import onnxruntime
 
 from serve.foreign import Foreign, as_probabilities, check_foreign, foreign_info, normalised
 from serve.model_info import INPUT_NAME, PROBABILITIES_NAME
-from serve.providers import GpuOptions, Provider, create_session, provider_of, read_model_info
+from serve.providers import (
+    GpuOptions,
+    Provider,
+    create_session,
+    provider_of,
+    read_model_info,
+    reason,
+)
 from shards.console import RunFailed, UserError
 
 # On the CPU the activations of few images stay in the cache, and the memory of a thread is small: 4
@@ -40,7 +47,6 @@ class Network:
         foreign: Foreign | None = None,
         *,
         threads: int = 1,
-        device: int = 0,
     ) -> None:
         """model: its name in messages; batch: the most images of one call; threads: batches at a
         time, on the CPU. UserError when the model is not what is said of it."""
@@ -66,7 +72,7 @@ class Network:
         if on_gpu:
             names, out = (self._input, self._output), (self.batch, len(self.info.labels))
             images = np.zeros((self.batch, *self._shape), self._dtype)
-            runs = [_OnGpu(each, names, images, out, device).run for each in sessions]
+            runs = [_OnGpu(each, names, images, out).run for each in sessions]
             # Always the same thread for a session: a CUDA graph belongs to that which captured it.
             self._lanes = [_Lane(run, 1) for run in runs]
         else:
@@ -111,7 +117,7 @@ class Network:
         try:
             found = compute(values)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise RunFailed(f"the network does not run: {' '.join(str(error).split())}") from error
+            raise RunFailed(f"the network does not run: {reason(error)}") from error
         wanted = (len(values), len(self.info.labels))
         if found.shape != wanted:
             raise RunFailed(f"the network's output is {found.shape}, expected {wanted}")
@@ -133,7 +139,11 @@ class _Lane:
 
 class _OnGpu:
     """A batch's input and output in the GPU's memory, at the same places for every batch: nothing
-    is allocated in between, and a CUDA graph may be replayed."""
+    is allocated in between, and a CUDA graph may be replayed.
+
+    The images come from memory that is not pinned: ONNX Runtime gives Python pinned memory for
+    providers that are plugins alone, which CUDA in onnxruntime-gpu 1.31 is not ("No shared
+    allocator found"), and a batch is copied while the other session computes."""
 
     def __init__(
         self,
@@ -141,13 +151,12 @@ class _OnGpu:
         names: tuple[str, str],
         images: np.ndarray,
         out: tuple[int, int],
-        device: int,
     ) -> None:
         """names: of the input and the output; images: of the shape and type that it takes."""
         make = onnxruntime.OrtValue
         self.session = session
-        self.images = make.ortvalue_from_numpy(images, "cuda", device)
-        self.scores = make.ortvalue_from_shape_and_type(list(out), np.float32, "cuda", device)
+        self.images = make.ortvalue_from_numpy(images, "cuda")
+        self.scores = make.ortvalue_from_shape_and_type(list(out), np.float32, "cuda")
         self.binding = session.io_binding()
         self.binding.bind_ortvalue_input(names[0], self.images)
         self.binding.bind_ortvalue_output(names[1], self.scores)

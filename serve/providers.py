@@ -8,13 +8,16 @@ import ctypes
 import hashlib
 import io
 import os
+import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from serve.model_info import INPUT_NAME, PROBABILITIES_NAME, ModelInfo, from_metadata
@@ -30,17 +33,17 @@ _NAMES = {
 # The default, EXHAUSTIVE, tries every convolution algorithm anew for each shape of input. By TF32 a
 # GPU alone would round the factors of an fp32 model to 10 bits; fp16 is the way to be fast there.
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+_FAILURE = re.compile(r"\b\w+ failure \d+: [^;]*")  # "CUDNN failure 4: why ; GPU=0 ; hostname="
 _LAYERS = {"Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """device: the GPU's number; fp16: TensorRT may compute in half precision; graph: CUDA captures
-    the work of a batch once and replays it, so every batch must have the same shape and buffers;
-    engines: folder where TensorRT keeps what it built for this GPU (minutes), in a folder for each
-    model, by default in the user's cache."""
+    """fp16: TensorRT may compute in half precision; graph: CUDA captures the work of a batch once
+    and replays it, so every batch must have the same shape and buffers; engines: folder where
+    TensorRT keeps what it built for this GPU (minutes), in a folder for each model, by default in
+    the user's cache."""
 
-    device: int = 0
     fp16: bool = False
     graph: bool = False
     engines: Path | None = None
@@ -51,11 +54,14 @@ def create_session(
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for; threads: for the operators on the CPU.
 
-    `auto` is CUDA where it works, else the CPU. UserError when the file is no ONNX model or when
-    the provider is not there.
+    `auto` is CUDA where it works, else the CPU. UserError when the file is no ONNX model, or not
+    the whole of one, or when the provider is not there.
     """
     if not model_path.is_file():
         raise UserError(f"no model at {model_path}; make it with: python -m serve export")
+    if not os.access(model_path, os.R_OK):
+        raise UserError(f"no permission to read {model_path}")
+    _check_whole(model_path)
     if provider != "auto":
         return _create(model_path, provider, threads, gpu)
     if _NAMES["cuda"] in onnxruntime.get_available_providers():
@@ -64,6 +70,32 @@ def create_session(
         except UserError as error:
             warn(f"{error}; going on with the CPU, as --provider auto allows")
     return _create(model_path, "cpu", threads, gpu)
+
+
+def _check_whole(model_path: Path) -> None:
+    """UserError for a model whose weights lie in other files. By the hash of the one file the rows
+    know their model and TensorRT its engines, and it is all that a cluster's machines get: weights
+    that changed would be taken for those before."""
+    try:
+        model = onnx.load(model_path, load_external_data=False)
+    except Exception:  # not ONNX, which ONNX Runtime tells
+        return
+    nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    for tensor in (*model.graph.initializer, *_tensors(nodes)):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise UserError(
+                f"{model_path} keeps weights in other files; make it one, in Python: "
+                "onnx.save(onnx.load('that.onnx'), 'one.onnx')"
+            )
+
+
+def _tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Those of the nodes' attributes, and of the graphs in them."""
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from (*graph.initializer, *_tensors(graph.node))
 
 
 def provider_of(session: onnxruntime.InferenceSession) -> str:
@@ -97,7 +129,7 @@ def probabilities(session: onnxruntime.InferenceSession, images: np.ndarray) -> 
         provider = provider_of(session)
         way_out = "" if provider == "cpu" else "; CUDA_VISIBLE_DEVICES= hides the GPU"
         raise RunFailed(
-            f"the network does not run on {provider}: {_reason(error)}{way_out}"
+            f"the network does not run on {provider}: {reason(error)}{way_out}"
         ) from error
     return np.asarray(found, np.float32)
 
@@ -126,7 +158,7 @@ def _create(
     # Several threads of one session would otherwise wait for work in a loop, on cores that others
     # need. Scoring itself takes one thread for each batch (serve/network.py).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors; what matters of the warnings is checked below
+    options.log_severity_level = 4  # what it logs as an error it also raises, in one line of ours
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(
@@ -138,13 +170,13 @@ def _create(
     except Exception as error:  # ONNX Runtime's errors share no base class
         if provider == "cuda" and gpu.graph:  # where one node has to run on the CPU, for example
             session = _create(model_path, provider, threads, replace(gpu, graph=False))
-            warn(f"without CUDA graphs, which this model does not allow ({_reason(error)})")
+            warn(f"without CUDA graphs, which this model does not allow ({reason(error)})")
             return session
         raise _session_error(model_path, provider, error) from error
     if session.get_providers()[0] != wanted:
-        reason = _missing(provider) or f"this session has: {', '.join(session.get_providers())}"
+        why = _missing(provider) or f"this session has: {', '.join(session.get_providers())}"
         raise UserError(
-            f"the provider {provider} was asked for, but {wanted} did not load ({reason}); check "
+            f"the provider {provider} was asked for, but {wanted} did not load ({why}); check "
             "the driver and the CUDA and cuDNN libraries (TensorRT has its own), or use "
             "--provider cpu"
         )
@@ -171,9 +203,9 @@ def misplaced_layers(session: onnxruntime.InferenceSession, wanted: str) -> Coun
 def _provider_list(model_path: Path, provider: str, gpu: GpuOptions) -> list[Any]:
     if provider == "cpu":
         return [_NAMES["cpu"]]
-    settings = {**_CUDA_OPTIONS, "device_id": gpu.device}
     if provider == "cuda":
-        return [(_NAMES["cuda"], {**settings, "enable_cuda_graph": gpu.graph}), _NAMES["cpu"]]
+        options = {**_CUDA_OPTIONS, "enable_cuda_graph": gpu.graph}
+        return [(_NAMES["cuda"], options), _NAMES["cpu"]]
     # ONNX Runtime knows an engine by the model's file name and layers: two trainings of one network
     # would share it, and with it the weights of the first (microsoft/onnxruntime#6455).
     with model_path.open("rb") as file:
@@ -181,26 +213,25 @@ def _provider_list(model_path: Path, provider: str, gpu: GpuOptions) -> list[Any
     engines = (gpu.engines or user_cache() / "tensorrt") / own
     engines.mkdir(parents=True, exist_ok=True)
     options = {
-        "device_id": gpu.device,
         "trt_fp16_enable": gpu.fp16,
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": str(engines),
     }
-    return [(_NAMES["tensorrt"], options), (_NAMES["cuda"], settings), _NAMES["cpu"]]
+    return [(_NAMES["tensorrt"], options), (_NAMES["cuda"], _CUDA_OPTIONS), _NAMES["cpu"]]
 
 
 def _session_error(model_path: Path, provider: str, error: Exception) -> UserError:
-    reason = _reason(error)
+    said = reason(error)
     unreadable = {"InvalidProtobuf", "InvalidGraph", "NoModel", "InvalidArgument", "NoSuchFile"}
     if type(error).__name__ in unreadable or provider == "cpu":
         return UserError(
-            f"{model_path} is not an ONNX model that this onnxruntime can load ({reason}); "
+            f"{model_path} is not an ONNX model that this onnxruntime can load ({said}); "
             "make it with: python -m serve export"
         )
-    reason = _missing(provider) or reason
-    return UserError(f"the provider {provider} does not start ({reason}); or use --provider cpu")
+    said = _missing(provider) or said
+    return UserError(f"the provider {provider} does not start ({said}); or use --provider cpu")
 
 
 def _missing(provider: str) -> str:
@@ -213,5 +244,10 @@ def _missing(provider: str) -> str:
     return ""
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:1000]  # what is wrong stands behind the path of the source
+def reason(error: Exception) -> str:
+    """What ONNX Runtime says is wrong: of CUDA's failures the failure, without the source file and
+    the name of the machine."""
+    text = " ".join(str(error).split())
+    failure = _FAILURE.search(text)
+    # Of errors in one another the innermost; what is wrong may stand behind a path of the source.
+    return failure[0].strip() if failure else text.rpartition("[ONNXRuntimeError] : ")[2][:1000]

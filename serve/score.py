@@ -23,7 +23,7 @@ from serve.decode import start_workers
 from serve.dry_run import DryRun, dry_run
 from serve.entries import label
 from serve.foreign import Normalise, Outputs
-from serve.gpus import run_on_each, wanted_gpus
+from serve.gpus import on_the_others, wanted_gpus
 from serve.model_info import ModelInfo
 from serve.network import Network, sha256_of
 from serve.opened import foreign, open_network
@@ -123,7 +123,7 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
     gpus = wanted_gpus(config.gpus, network.provider)
     workers = config.workers or len(os.sched_getaffinity(0))
     if config.dry_run:
-        return dry_run(archives, network, workers, config.limit)
+        return dry_run(archives, network, workers, gpus, config.limit)
     info, model_sha256 = network.info, sha256_of(config.model)
     points = pick(info.thresholds, config.operating_point, info.labels, str(config.model))
     folder = ScoreFolder(config.out)
@@ -174,18 +174,16 @@ def _run(config: ScoreConfig, work: Work, network: Network, workers: int, gpus: 
 
         run_on_ray(work, network, config, workers)
         return
-    if gpus == 1:
-        run_here(work, network, workers)
-    else:
-        each = max(1, workers // gpus)
-        config = replace(config, provider=cast(Provider, network.provider))  # of all the same
-        shares = shares_of(gpus, len(work.archives), config.limit)
-        run_on_each(run_share, [(work, config, each, share) for share in shares])
+    each = max(1, workers // gpus)
+    config = replace(config, provider=cast(Provider, network.provider))  # of all the same
+    first, *others = shares_of(gpus, len(work.archives), config.limit)
+    with on_the_others(run_share, [(work, config, each, share) for share in others]):
+        run_here(work, network, each, first)
 
 
 def run_share(work: Work, config: ScoreConfig, workers: int, share: Share) -> None:
-    """In a process of its own: the units of GPU `share.index`."""
-    run_here(work, open_network(config, share.index), workers, share)
+    """In a process of its own, which sees one GPU."""
+    run_here(work, open_network(config), workers, share)
 
 
 def _counts(work: Work) -> list[tuple[int, int]]:

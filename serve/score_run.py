@@ -190,6 +190,7 @@ def take_in(
     """Score the chunks as they come, and commit the units in their order. The next unit begins
     while the last batches of the one before are scored."""
     shown = share.index == 0 and sys.stderr.isatty()
+    of = f" on one of {share.count} GPUs" if share.count > 1 else ""  # each counts its own share
     started, inputs = time.perf_counter(), 0
     unit = Unit(network)
     complete: deque[tuple[int, Chunk, Unit]] = deque()
@@ -203,7 +204,8 @@ def take_in(
                 while complete and complete[0][2].scored:
                     work.commit(*complete.popleft(), share)
                 inputs += len(chunk.inputs)
-                advance(len(chunk.inputs), f"{inputs / (time.perf_counter() - started):.0f} img/s")
+                rate = inputs / (time.perf_counter() - started)
+                advance(len(chunk.inputs), f"{rate:.0f} img/s{of}")
         except RunFailed:  # of a server that fails, say: what is complete is not lost with the rest
             _commit_all(work, complete, share)
             raise

@@ -48,11 +48,12 @@ def connect(ray: Any, workers: int, address: str | None) -> None:
                 include_dashboard=False,
                 **_QUIET,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise UserError(
             f"no Ray cluster at {where} that this program can join ({one_line(str(error))[:300]}); "
-            "start one with: ray start --head --disable-usage-stats"
+            "start one with: ray start --head --disable-usage-stats; where it asks for a token (as "
+            "Ray's do by default), RAY_AUTH_MODE=token and its ~/.ray/auth_token are needed here"
         ) from None
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which would exit at once

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from bench import scale, score_sides
 from bench.images import raw_images
@@ -115,6 +116,25 @@ def test_half_precision_scores_every_image(toy, capsys, monkeypatch):
     assert all(side() == 6 for side in sides.values())
     if "ours, TensorRT fp16" not in sides:
         assert "without TensorRT: the provider tensorrt needs" in capsys.readouterr().out
+
+
+def test_tensorrt_that_fails_is_left_out_and_its_engines_with_the_model(monkeypatch, capsys):
+    asked = {}
+
+    def alone(path, images, settings, provider, gpu=None):
+        asked[provider] = gpu
+        if provider == "tensorrt":
+            raise RunFailed("the network does not run: no engine")
+        return lambda: 0
+
+    monkeypatch.setattr("bench.score_gpu.ours_alone", alone)
+    monkeypatch.setattr("bench.score_gpu.compiled", lambda *given: lambda: 0)
+    settings = Settings(4, 1, None, 8, torch.device("cpu"))
+    images = np.zeros((1, 1, 8, 8), np.uint8)
+    sides = half_sides(Path("work/a.onnx"), Path("work/b.onnx"), nn.Identity(), images, settings)
+    assert set(sides) == {"ours, fp16", "torch compiled fp16"}
+    assert "without TensorRT: the network does not run" in capsys.readouterr().out
+    assert asked["tensorrt"].engines == Path("work/engines")
 
 
 @pytest.mark.soak

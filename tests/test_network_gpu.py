@@ -17,7 +17,7 @@ from serve.network import GPU_BATCH, Network, open_sessions
 from serve.providers import GpuOptions, create_session
 from serve.score import ScoreConfig, open_network
 from serve.score_ray import _chained
-from shards.console import RunFailed
+from shards.console import RunFailed, UserError
 
 
 class OnGpu:
@@ -65,13 +65,13 @@ class Value:
         Value.made += 1
 
     @staticmethod
-    def ortvalue_from_numpy(array, device_type, device_id):
-        assert (device_type, device_id) == ("cuda", 3)
+    def ortvalue_from_numpy(array, device_type):
+        assert device_type == "cuda"
         return Value(array.copy())
 
     @staticmethod
-    def ortvalue_from_shape_and_type(shape, dtype, device_type, device_id):
-        assert (device_type, device_id) == ("cuda", 3)
+    def ortvalue_from_shape_and_type(shape, dtype, device_type):
+        assert device_type == "cuda"
         return Value(np.full(shape, np.nan, dtype))
 
     def update_inplace(self, array):
@@ -86,7 +86,7 @@ def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[OnGpu]
     monkeypatch.setattr(onnxruntime, "OrtValue", Value)
     path = write_model(tmp_path / "m.onnx")
     sessions = [OnGpu(create_session(path, "cpu", 1)) for _ in range(2)]
-    return sessions, Network(sessions, "m.onnx", threads=8, device=3)
+    return sessions, Network(sessions, "m.onnx", threads=8)
 
 
 def test_a_gpu_gets_whole_batches_in_the_same_places_from_a_thread_each(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_gpu_has_two_sessions_and_the_cpu_one(monkeypatch, provider, count):
 
     found = provider
     monkeypatch.setattr("serve.network.create_session", create)
-    gpu = GpuOptions(1, graph=True)
+    gpu = GpuOptions(graph=True)
     assert len(open_sessions(Path("m.onnx"), "auto", gpu)) == count
     # What `auto` found for the first holds for the second.
     assert asked == [("auto", 1, gpu), (provider, 1, gpu)][:count]
@@ -205,7 +205,7 @@ class Opened:
         ("auto", 0, []),
         ("auto", 1, [("auto", False)]),
         ("auto", 2, [("auto", False), ("cpu", False)]),
-        ("cuda", 2, [("cuda", False)]),  # asked for: its first batch ends the run
+        ("cuda", 1, [("cuda", False)]),
         ("tensorrt", 0, []),
     ],
 )
@@ -221,11 +221,13 @@ def test_auto_takes_the_cpu_aloud_where_cuda_starts_and_does_not_compute(
     assert capsys.readouterr().err.count("CUDNN_STATUS") == len(then)
 
 
-def test_tensorrt_that_does_not_compute_ends_the_run(monkeypatch):
-    gpu = Opened(monkeypatch, 1)
-    with pytest.raises(RunFailed, match="CUDNN_STATUS"):
-        open_network(replace(ASKED, provider="tensorrt"))
-    assert gpu.asked == [("tensorrt", True)]
+@pytest.mark.parametrize(("provider", "tried"), [("cuda", [True, False]), ("tensorrt", [True])])
+def test_a_provider_asked_for_that_does_not_compute_is_an_error(monkeypatch, provider, tried):
+    """Of onnxruntime-gpu 1.31 a session starts without cuDNN, and does not run."""
+    gpu = Opened(monkeypatch, 2)
+    with pytest.raises(UserError, match=f"{provider} was asked for, but .*CUDNN_STATUS"):
+        open_network(replace(ASKED, provider=provider))
+    assert gpu.asked == [(provider, graph) for graph in tried]
 
 
 def test_a_ray_worker_keeps_its_gpu_and_model_from_batch_to_batch():

@@ -5,8 +5,10 @@ import os
 from dataclasses import asdict, replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 from tiny_model import LABELS, model_info, write_model
 
 from serve.model_info import PREFIX, from_metadata, to_metadata
@@ -19,6 +21,7 @@ from serve.providers import (
     probabilities,
     provider_of,
     read_model_info,
+    reason,
 )
 from serve.thresholds import OperatingPoint
 from shards.console import RunFailed, UserError
@@ -137,6 +140,28 @@ def test_two_models_of_one_name_share_no_engine(tmp_path):
     assert len(folders) == 2
 
 
+def test_what_is_asked_of_a_gpu(tmp_path):
+    """Names and values that onnxruntime-gpu 1.31.1 takes; it refuses those it does not know."""
+    gpu = GpuOptions(fp16=True, graph=True, engines=tmp_path)
+    path = write_model(tmp_path / "m.onnx")
+    exact = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    cuda, cpu = _provider_list(path, "cuda", gpu)
+    assert cuda == ("CUDAExecutionProvider", exact | {"enable_cuda_graph": True})
+    (name, options), *rest = _provider_list(path, "tensorrt", gpu)
+    assert rest == [("CUDAExecutionProvider", exact), cpu]
+    folder = options["trt_engine_cache_path"]
+    assert (name, options) == (
+        "TensorrtExecutionProvider",
+        {
+            "trt_fp16_enable": True,
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": folder,
+            "trt_timing_cache_enable": True,
+            "trt_timing_cache_path": folder,
+        },
+    )
+
+
 def test_auto_says_that_it_takes_the_cpu(tmp_path, monkeypatch, capsys):
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
@@ -164,6 +189,50 @@ def test_a_network_that_does_not_run_is_one_line(tmp_path, monkeypatch, provider
     assert "\n" not in str(caught.value)
 
 
+FAILED = (
+    "[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: /src/cuda_call.cc:154 bool "
+    "onnxruntime::CudaCall(const char*, int) [with THRW = true] "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            f"{FAILED}CUDA failure 100: no CUDA-capable device is detected ; GPU=0 ; "
+            "hostname=ward ; file=/src/info.cc ; line=70 ; expr=cudaGetDeviceCount(&count); ",
+            "CUDA failure 100: no CUDA-capable device is detected",
+        ),
+        (
+            "Error in execution: running Conv. Status Message: /src/cuda_kernel.h:296\n static "
+            "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : cuDNN is unavailable",
+            "9 : NOT_IMPLEMENTED : cuDNN is unavailable",
+        ),
+        ("bad allocation", "bad allocation"),
+    ],
+)
+def test_of_onnx_runtimes_errors_the_failure_is_told(text, found):
+    assert reason(RuntimeError(text)) == found
+
+
+def test_onnx_runtime_prints_nothing_of_its_own(tmp_path, capfd):
+    """What it logs in colours and lines of its own stands in the error."""
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor("shape", TensorProto.INT64, [1], [7])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(made, tmp_path / "m.onnx")
+    session = create_session(tmp_path / "m.onnx", "cpu", 1)
+    with pytest.raises(Exception, match="Reshape"):
+        session.run(None, {"x": np.zeros(3, np.float32)})
+    assert capfd.readouterr() == ("", "")
+
+
 def test_files_that_are_no_model(tmp_path):
     with pytest.raises(UserError, match="no model at"):
         create_session(tmp_path / "none.onnx", "cpu", 1)
@@ -171,6 +240,29 @@ def test_files_that_are_no_model(tmp_path):
         (tmp_path / "bad.onnx").write_bytes(content)
         with pytest.raises(UserError, match="not an ONNX model"):
             create_session(tmp_path / "bad.onnx", "cpu", 1)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_model_with_weights_in_other_files_is_refused(tmp_path, inner):
+    """Else a run would go on with other weights, since the file's hash stays."""
+    model = onnx.load(write_model(tmp_path / "m.onnx"))
+    if inner:
+        weights = model.graph.initializer.pop(0)
+        model.graph.node.insert(0, helper.make_node("Constant", [], [weights.name], value=weights))
+    place = {"size_threshold": 0, "location": "m.data", "convert_attribute": True}
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, **place)
+    with pytest.raises(UserError, match=r"m\.onnx keeps weights in other files; make it one"):
+        create_session(tmp_path / "m.onnx", "cpu", 1)
+    onnx.save(onnx.load(tmp_path / "m.onnx"), tmp_path / "one.onnx")
+    (tmp_path / "m.data").unlink()
+    assert read_model_info(create_session(tmp_path / "one.onnx", "cpu", 1), "one.onnx")
+
+
+def test_a_model_that_may_not_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    path = write_model(tmp_path / "m.onnx")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to read"):
+        create_session(path, "cpu", 1)
 
 
 def test_metadata_survives_the_model(tmp_path):

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from ingest.engines import CRASHED, Job, LocalEngine
 from ingest.ray_engine import RayEngine, versions
 from ingest.run import ingest
 from ingest.spool import Spool
+from shards import ray_cluster
 from shards.console import RunFailed, UserError
 
 
@@ -51,6 +53,23 @@ def test_ray_reports_nothing_about_its_use(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     ray_engine.check_ray(None)
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+class OfRay(Exception):
+    """Stands for ray.exceptions.RayError."""
+
+
+@pytest.mark.parametrize("failure", [ConnectionError, RuntimeError, OfRay])
+def test_a_cluster_that_wants_a_token_is_one_line(monkeypatch: pytest.MonkeyPatch, failure):
+    """Ray joins one by its address without, and says InvalidAuthToken in its log alone."""
+
+    def init(address: str, **options: Any) -> None:
+        raise failure("no token")
+
+    monkeypatch.setattr(ray_cluster, "_knock", lambda address: None)
+    ray = SimpleNamespace(init=init, exceptions=SimpleNamespace(RayError=OfRay))
+    with pytest.raises(UserError, match=r"no Ray cluster at head:6379 .*RAY_AUTH_MODE=token"):
+        ray_cluster.connect(ray, 1, "head:6379")
 
 
 @pytest.mark.parametrize(

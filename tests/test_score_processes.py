@@ -1,6 +1,10 @@
 """serve.score_run, serve.gpus: the processes of a run, one for each GPU, and what they commit."""
 
 import ctypes
+import os
+import re
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +20,7 @@ from tiny_model import LABELS, SIZE
 
 from serve.archives import identify
 from serve.decode import Decoded
-from serve.gpus import gpu_count, run_on_each, wanted_gpus
+from serve.gpus import gpu_count, on_the_others, wanted_gpus
 from serve.score import ScoreConfig, _counts, open_network, run_share, score
 from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
 from serve.score_inputs import find_archives
@@ -38,13 +42,14 @@ def work_of(tmp_path: Path, asked: ScoreConfig) -> Work:
 
 
 def test_processes_share_the_units_and_write_the_rows_of_one(tmp_path):
-    """As on several GPUs, one process for each."""
+    """As on several GPUs, one process for each: this one and another."""
     archive = write_tar(tmp_path / "a.tar", dict.fromkeys(
         (f"{i:05d}.png" for i in range(3 * UNIT_INPUTS + 5)), encode(picture(0, (8, 8)), "png")
     ))  # fmt: skip
-    asked = config(tmp_path, archive, out="shared")
+    asked = replace(config(tmp_path, archive, out="shared"), csv=None)
     work = work_of(tmp_path, asked)
-    run_on_each(run_share, [(work, replace(asked, csv=None), 1, Share(i, 2)) for i in range(2)])
+    with on_the_others(run_share, [(work, asked, 1, Share(1, 2))]):
+        run_share(work, asked, 1, Share(0, 2))
     assert work.folder.finished_units() == {(0, unit) for unit in range(4)}
     assert _counts(work) == [(3 * UNIT_INPUTS + 5, 0)]
     (second,) = work.folder.parts.glob("*-000001.parquet")
@@ -109,15 +114,91 @@ def test_what_is_complete_is_committed_when_the_rest_cannot_be_read(tmp_path, mo
     assert work.folder.finished_units() == {(0, 0)}
 
 
+def test_a_run_on_two_gpus_is_one_of_two_processes(tmp_path, monkeypatch):
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(UNIT_INPUTS + 3, (8, 8))))
+    begun = []
+
+    def noted(work, arguments):
+        begun.extend(arguments)
+        return on_the_others(work, arguments)
+
+    monkeypatch.setattr("serve.score.wanted_gpus", lambda gpus, provider: 2)
+    monkeypatch.setattr("serve.score.on_the_others", noted)
+    assert score(asked).scored == UNIT_INPUTS + 3
+    assert [share for *_, share in begun] == [Share(1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "committed", "count", "left"),
+    [(None, 0, 1, 8), (6, 0, 1, 6), (99, 2, 1, 6), (None, 2, 2, 3), (None, 9, 1, 0)],
+)
+def test_the_bar_knows_how_much_is_left(tmp_path, limit, committed, count, left):
+    archives = [write_tar(tmp_path / f"{i}.tar", pictures(4, (8, 8))) for i in range(2)]
+    work = work_of(tmp_path, replace(config(tmp_path, archives[0]), archives=tuple(archives)))
+    work = replace(work, limit=limit, committed=committed)
+    assert work.expected(Share(0, count)) == left
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "img/s"), (2, "img/s on one of 2 GPUs")])
+def test_the_bar_says_whose_speed_it_shows(tmp_path, monkeypatch, count, said):
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3, (8, 8))))
+    notes = []
+
+    @contextmanager
+    def bar(what, total, shown):
+        yield lambda n, note: notes.append(note)
+
+    monkeypatch.setattr("serve.score_run.progress", bar)
+    run_here(work_of(tmp_path, asked), open_network(asked), 1, Share(0, count))
+    assert notes
+    assert all(re.fullmatch(rf"\d+ {said}", note) for note in notes)
+
+
 def _fail(number: int) -> None:
     if number:
         raise UserError("no such GPU")
 
 
 def test_a_failing_process_fails_the_run(capfd):
-    with pytest.raises(RunFailed, match="process 1 of 2 ended with status 2"):
-        run_on_each(_fail, [(0,), (1,)])
+    with (
+        pytest.raises(RunFailed, match="the process of GPU 2 ended with status 2"),
+        on_the_others(_fail, [(0,), (1,)]),
+    ):
+        pass
     assert "error: no such GPU" in capfd.readouterr().err
+
+
+def _note(path: Path, seconds: float) -> None:
+    time.sleep(seconds)
+    path.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [(None, "12"), ("", "12"), ("5,GPU-8932f937,3,4", ["GPU-8932f937", "3"])],
+)
+def test_a_process_sees_its_gpu_alone(tmp_path, monkeypatch, visible, seen):
+    """Else each would also take memory of the first, where a thread begins."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    paths = [tmp_path / "1", tmp_path / "2"]
+    with on_the_others(_note, [(path, 0.0) for path in paths]):
+        pass
+    assert [path.read_text() for path in paths] == list(seen)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+
+
+def test_what_fails_here_leaves_the_others_to_their_end(tmp_path):
+    with pytest.raises(RunFailed, match="here"), on_the_others(_note, [(tmp_path / "1", 0.5)]):
+        raise RunFailed("here")
+    assert (tmp_path / "1").exists()
+
+
+def test_ctrl_c_ends_the_others(tmp_path):
+    with pytest.raises(KeyboardInterrupt), on_the_others(_note, [(tmp_path / "1", 60.0)]):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "1").exists()
 
 
 def driver_of(count: int, status: int = 0) -> SimpleNamespace:

@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -13,7 +14,8 @@ from tiny_model import foreign_model, write_model
 
 from serve import __main__ as command
 from serve import score_folder
-from serve.dry_run import DryRun, expected_inputs
+from serve.dry_run import DryRun, dry_run, expected_inputs
+from serve.opened import open_network
 from serve.score import score
 from serve.score_folder import UNIT_INPUTS
 from serve.score_inputs import find_archives
@@ -38,6 +40,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     found = score(config(tmp_path, path, cut, dry_run=True))
     assert isinstance(found, DryRun)
     assert (found.archives, found.inputs) == (2, 10)
+    assert found.bytes == path.stat().st_size + 1000
     assert found.img_s is not None
     assert any("damaged: " in line and "b.tar" in line for line in found.lines())
     assert not (tmp_path / "out").exists()
@@ -46,6 +49,22 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
         assert (found.inputs, len(found.damaged)) == (inputs, damaged)
     nothing = score(config(tmp_path, cut, dry_run=True))
     assert "expected time: unknown" in nothing.lines()[1]
+
+
+@pytest.mark.parametrize(
+    ("provider", "gpus", "seconds"), [("cpu", 1, 12), ("cuda", 1, 10), ("cuda", 4, 2.5)]
+)
+def test_what_decodes_and_scores_at_a_time_is_not_added_up(
+    tmp_path, monkeypatch, provider, gpus, seconds
+):
+    """2 s to decode an image and 10 to score one, which on the CPU share the cores."""
+    path = write_tar(tmp_path / "a.tar", pictures(4, (8, 8)))
+    network = open_network(config(tmp_path, path))
+    network.provider = provider
+    clock = SimpleNamespace(perf_counter=iter((0, 8, 10, 50)).__next__)  # decoding, then scoring
+    monkeypatch.setattr("serve.dry_run.time", clock)
+    found = dry_run(find_archives([path]), network, 1, gpus, None)
+    assert found.img_s == 1 / seconds
 
 
 @pytest.mark.parametrize("name", WRITERS)

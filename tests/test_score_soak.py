@@ -8,12 +8,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from test_archives import WRITERS, write_tar
 from test_score import config, picture, rows, start
 from tiny_model import write_model
 
+from bench.memory import peak_mb
 from serve import score_ray, score_run
 from serve.score import score
 from serve.score_folder import UNIT_INPUTS, ScoreFolder
@@ -41,6 +43,19 @@ def test_a_thousand_damaged_members_are_a_thousand_error_rows(tmp_path, name):
     found = rows(tmp_path / "out")
     assert {row["member"]: row["error"] is not None for row in found} == expected
     assert all((row["prob_Normal"] is None) == (row["error"] is not None) for row in found)
+
+
+def test_memory_does_not_grow_with_the_archive(tmp_path):
+    """Of what passes through the command's own process; a local tar's bytes do not."""
+    image = encode(np.random.default_rng(0).integers(0, 256, (700, 700), np.uint8), "png")
+    model, peaks = write_model(tmp_path / "m.onnx"), []
+    for count in (150, 450):  # 75 MB and 225 MB
+        members = {f"{i:05d}.png": image for i in range(count)}
+        archive = WRITERS["a.zip"](tmp_path / f"{count}.zip", members)
+        given = ["score", "--model", model, "--out", tmp_path / f"{count}", archive, "--workers", 2]
+        peaks.append(peak_mb("serve", [*map(str, given), "--provider", "cpu"]))
+        archive.unlink()
+    assert peaks[1] < peaks[0] + 60
 
 
 def test_twenty_kills_end_in_the_rows_of_one_undisturbed_run(tmp_path):
