@@ -3,8 +3,7 @@
 Archives: tar (so also the shards), tar.gz, tar.bz2, tar.xz, zip, a folder, image files; and
 archives in archives, 3 deep. Names inside an archive are labels, never paths. What is not an image
 by its extension is skipped and counted. A zip's list of members is read whole, and a zip that lies
-compressed in another archive is held in memory (256 MiB at most); every other kind streams. Each
-may lie behind a URL.
+compressed in another archive is held in memory (256 MiB at most); all else streams, URLs too.
 """
 
 import hashlib
@@ -32,6 +31,7 @@ from serve.entries import (
     is_archive_name,
     is_input,
     is_packed,
+    is_shard_name,
     label,
     make_entry,
     opener_of,
@@ -75,13 +75,15 @@ class Identity:
 class Archive:
     """files: of the kind `files`, image files that were named one by one, by a glob or in a list.
     alias: what it is called instead of by its name, which nobody gave and may be a patient's.
-    skipped: reason -> left out so far (`linked folders` of a folder; `other files`). damaged: why
-    an archive in it could not be read to its end, of each so far."""
+    keep_names: of the archives in it, else numbers but for shards. skipped: reason -> left out so
+    far (`linked folders` of a folder; `other files`). damaged: why an archive in it could not be
+    read to its end, of each so far."""
 
     path: Path
     kind: Kind
     files: tuple[Path, ...] = ()
     alias: Path | None = None
+    keep_names: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
 
@@ -297,17 +299,21 @@ def _entries(
     place: str = "",
     depth: int = 1,
 ) -> Iterator[Entry]:
-    """What is to be scored of the members. outer: told of what is skipped and damaged; place: names
-    of the archives around them, with `/`."""
+    """What is to be scored. outer: told of what is skipped and damaged; place: what the archives
+    around are called, with `/`."""
+    archives = 0
     for member in found:
-        name = place + member.name
+        packed = is_packed(member.name) and not member.link
+        archives += packed
+        by_number = packed and not (outer.keep_names or is_shard_name(member.name))
+        name = place + (f"archive-{archives}" if by_number else member.name)
         if not is_input(member.name):
             outer.skipped["other files"] += 1
         elif member.link:
             yield refused_entry(name, LINK)
         elif member.refusal is not None:
             yield refused_entry(name, member.refusal)
-        elif is_archive_name(member.name):
+        elif packed:
             budget.spend(member.cost)
             yield from _nested(member, name, outer, budget, depth)
         elif member.size > MAX_MEMBER_BYTES:

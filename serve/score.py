@@ -78,9 +78,9 @@ class ScoreConfig:
     dry_run: bool = False
     """Only say how many inputs there are, how large they are, and how long they would take."""
     keep_names: bool = False
-    """DICOM files, and archives found in folders, under their names in the rows. By default these
-    files are called by the SHA-256 of their bytes and these archives by their number in the folder,
-    since their names are often those of patients."""
+    """DICOM files, and archives found in folders and archives, under their names in the rows. By
+    default these files are called by the SHA-256 of their bytes and these archives by their number
+    there, since their names are often those of patients."""
     labels: str | None = None
     """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
     size: int | None = None

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from serve.archives import Archive, Kind, kind_of, place_of, walk_files
-from serve.entries import is_input, is_packed
+from serve.entries import is_input, is_packed, is_shard_name
 from serve.score_folder import MARKS
 from shards.console import UserError, warn
 from shards.remote import is_remote
 from shards.urls import path_of
 
 LIST_SIGN = "@"
-_SHARD = re.compile(r"[a-z0-9-]+-(train|val|test)-\d{6}\.tar")  # as ingest calls them
 _MAGIC = re.compile(r"[*?[]")
 _MAX_LIST_BYTES = 256 << 20
 
@@ -35,7 +34,7 @@ def find_archives(paths: Sequence[Path], *, keep_names: bool = False) -> list[Ar
         archives += _joined(argument, [archive for _, inside in found for archive in inside])
     _refuse_overlap(named)
     if keep_names:
-        archives = [replace(archive, alias=None) for archive in archives]
+        archives = [replace(archive, alias=None, keep_names=True) for archive in archives]
     if not archives:
         raise UserError("no archive named; name tar, tar.gz or zip files, folders or images")
     return archives
@@ -181,7 +180,7 @@ def _archives_at(path: Path, by_glob: bool) -> list[Archive]:
 
 
 def _alias(folder: Path, file: Path, number: int) -> Path | None:
-    return None if _SHARD.fullmatch(file.name) else folder / f"archive-{number}"
+    return None if is_shard_name(file.name) else folder / f"archive-{number}"
 
 
 def _of_file(path: Path) -> Archive:
