@@ -142,7 +142,7 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
             )
             done, scored = _score_rest(config, work, network, workers, gpus)
         else:
-            folder.check_complete([archive["rows"] for archive in done["archives"]])
+            folder.check()
         if config.csv is not None:
             write_csv(folder, done, config.csv)
         summary = _summary(config.out, done, scored, already_done=already_done)
