@@ -8,7 +8,6 @@ compressed in another archive is held in memory (256 MiB at most); all else stre
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -38,8 +37,8 @@ from serve.entries import (
     refused_entry,
     too_large,
 )
-from serve.score_folder import MARKS
 from serve.tars import compressed_tar_members, tar_members
+from serve.walk import FileKind, walk_files
 from serve.zips import zip_members
 from shards.console import RunFailed
 from shards.remote import RemotePath, is_remote
@@ -50,7 +49,6 @@ LINK = "a link or device, which is not followed"
 LINKED_FOLDERS = "linked folders"
 
 Kind = Literal["tar", "compressed tar", "zip", "folder", "files"]
-FileKind = Literal["file", "link or device", "linked folder"]
 _MIB = 1 << 20
 _BLOCKS, _BLOCK_BYTES = 64, 64 << 10  # with the two ends 6 MiB of reading
 
@@ -227,29 +225,6 @@ def kind_of(head: bytes, name: str) -> Kind | None:
     if lower.endswith(".zip"):
         return "zip"
     return "compressed tar" if is_archive_name(name) else None
-
-
-def walk_files(folder: Path) -> Iterator[tuple[Path, FileKind]]:
-    """Everything but folders below a folder, sorted; links are not followed, and what lies in
-    folders of scores does not count."""
-    if is_remote(folder):
-        for found in folder.iterdir():
-            if found.is_dir():
-                yield from walk_files(cast(Path, found))
-            else:
-                yield cast(Path, found), "file"
-        return
-    with os.scandir(folder) as listed:
-        items = sorted(listed, key=lambda item: item.name)
-    if {item.name for item in items} >= MARKS:
-        return
-    for item in items:
-        if item.is_dir(follow_symlinks=False):
-            yield from walk_files(Path(item.path))
-        elif item.is_file(follow_symlinks=False):
-            yield Path(item.path), "file"
-        else:
-            yield Path(item.path), "linked folder" if os.path.isdir(item.path) else "link or device"
 
 
 def _whole(path: Path, called: Path) -> Piece | None:

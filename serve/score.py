@@ -205,8 +205,9 @@ def _check(config: ScoreConfig) -> None:
             raise UserError(f"--{name} {shown}; allowed: a path on this machine")
     if config.batch is not None and config.batch > UNIT_INPUTS:
         raise UserError(f"batch must be at most {UNIT_INPUTS}, found {config.batch}")
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError(f"{config.out} is a file; --out names a folder")
+    if os.path.lexists(config.out) and not config.out.is_dir():
+        what = "a file" if config.out.exists() else "a link that leads nowhere"
+        raise UserError(f"{config.out} is {what}; --out names a folder")
     if config.ray_address is not None and config.engine != "ray":
         raise UserError(f"--ray-address {config.ray_address} needs --engine ray")
     if config.gpus is not None and (config.provider == "cpu" or config.engine == "ray"):
@@ -220,8 +221,9 @@ def _check(config: ScoreConfig) -> None:
 def _check_apart(config: ScoreConfig, archives: list[Archive]) -> None:
     """UserError for scores that would be written into what is scored."""
     folders = [a.path.resolve() for a in archives if a.kind == "folder" and not is_remote(a.path)]
-    for path in (config.out, config.csv):
-        inside = [f for f in folders if path is not None and path.resolve().is_relative_to(f)]
+    for path in filter(None, (config.out, config.csv)):
+        place = Path(os.path.realpath(path))  # resolve() raises where links go in a circle
+        inside = [folder for folder in folders if place.is_relative_to(folder)]
         if inside:
             raise UserError(f"{path} lies in {inside[0]}, which is scored; write to another folder")
 

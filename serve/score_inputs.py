@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from serve.archives import Archive, Kind, kind_of, place_of, walk_files
+from serve.archives import Archive, Kind, kind_of, place_of
 from serve.entries import is_input, is_packed, is_shard_name
 from serve.score_folder import MARKS
+from serve.walk import walk_files
 from shards.console import UserError, warn
 from shards.remote import is_remote
 from shards.urls import path_of

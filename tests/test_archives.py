@@ -129,6 +129,16 @@ def test_a_single_image(tmp_path):
     assert contents(only(tmp_path / "x.png")) == [("x.png", "x", b"x")]
 
 
+def test_folders_in_each_other_are_read_as_deep_as_anybody_needs(tmp_path):
+    """And no deeper: at some 900 Python itself would stop."""
+    deepest = tmp_path.joinpath(*["d"] * 64)
+    write_folder(deepest, {"x.png": b"x"})
+    assert len(contents(only(tmp_path))) == 1
+    write_folder(deepest / "d", {"x.png": b"x"})
+    with pytest.raises(UserError, match="more than 64 folders in each other"):
+        find_archives([tmp_path])
+
+
 def test_requests_that_cannot_be_met(tmp_path):
     (tmp_path / "empty").mkdir()
     write_tar(tmp_path / "a.tar", MEMBERS)

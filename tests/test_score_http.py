@@ -32,6 +32,8 @@ class Quiet(SimpleHTTPRequestHandler):
         self.fetched.append(self.path)
         if self.path.startswith("/endless"):
             self.send_endless()
+        elif self.path.startswith("/deep"):
+            self.send_page(b'<a href="x/">', "text/html")
         elif self.path.startswith("/strange"):
             self.send_page(b'<a href="0.png">', "text/html; charset=none")
         else:
@@ -55,7 +57,7 @@ class Quiet(SimpleHTTPRequestHandler):
             pass
 
     def do_HEAD(self) -> None:
-        if self.path.startswith("/endless") or self.path.startswith("/strange"):
+        if self.path.startswith(("/endless", "/deep", "/strange")):
             self.send_page(b"", "text/html")
         else:
             super().do_HEAD()
@@ -100,6 +102,11 @@ def test_the_page_of_a_folder_is_read_up_to_a_limit(url: str, monkeypatch: pytes
             find_archives([path_of(f"{url}/{named}")])
         assert "secret" not in str(told.value)
     assert sum(Quiet.sent) < 40 << 20  # and not all of the 1000 that each would give
+
+
+def test_folders_in_each_other_without_end_are_refused(url: str):
+    with pytest.raises(UserError, match=r"more than 64 folders in each other: http.*/deep/x/x/"):
+        find_archives([path_of(f"{url}/deep/")])
 
 
 def test_a_page_of_a_charset_that_nobody_knows_is_read(url: str):
