@@ -91,7 +91,8 @@ class Archive:
         if not self.damaged:
             return None
         return (
-            f"archives in it that are cut short or damaged: {len(self.damaged)} ({self.damaged[0]})"
+            f"archives in it that cannot be read to their ends: {len(self.damaged)} "
+            f"({self.damaged[0]})"
         )
 
     @property
@@ -286,11 +287,11 @@ def _entries(
             outer.skipped["other files"] += 1
         elif member.link:
             yield refused_entry(name, LINK)
-        elif member.refusal is not None:
-            yield refused_entry(name, member.refusal)
         elif packed:
             budget.spend(member.cost)
             yield from _nested(member, name, outer, budget, depth)
+        elif member.refusal is not None:
+            yield refused_entry(name, member.refusal)
         elif member.size > MAX_MEMBER_BYTES:
             yield refused_entry(name, too_large(member.size))
         else:
@@ -302,19 +303,20 @@ def _entries(
 def _nested(
     member: Member, name: str, outer: Archive, budget: Budget, depth: int
 ) -> Iterator[Entry]:
-    """The inputs of an archive in an archive; its damage is one input, the others go on."""
-    if depth >= MAX_DEPTH:
-        yield refused_entry(name, f"more than {MAX_DEPTH} archives in each other")
-        return
+    """The inputs of an archive in an archive; what cannot be read of it is one input, the others go
+    on."""
     try:
+        if depth >= MAX_DEPTH:
+            raise BadMember(f"more than {MAX_DEPTH} archives in each other")
+        if member.refusal is not None:
+            raise BadMember(member.refusal)
         with member.stream() as stream:
             head = guarded(lambda: cast(Any, stream).peek(512)[:512], ArchiveDamaged)
             kind = kind_of(head, member.name)
             assert kind is not None  # its name is an archive's
             if kind == "zip" and not member.seekable:
                 if member.size > MAX_MEMBER_BYTES:
-                    yield refused_entry(name, f"a zip in an archive: {too_large(member.size)}")
-                    return
+                    raise BadMember(f"a zip in an archive: {too_large(member.size)}")
                 stream = io.BytesIO(guarded(partial(stream.read, member.size), ArchiveDamaged))
             inner = _members(kind, stream, member.size, budget, seekable=False, in_order=True)
             yield from _entries(inner, outer, budget, name + "/", depth + 1)

@@ -341,6 +341,6 @@ def _fail_on_damage(done: dict[str, Any]) -> None:
     damaged = "; ".join(damage_of(done))
     if damaged:
         raise RunFailed(
-            f"{damaged}; what could be read is scored ({done['rows']} rows); fetch the archive "
-            "again and score it into another --out"
+            f"{damaged}; what could be read is scored ({done['rows']} rows); mend the archive or "
+            "fetch it again, and score it into another --out"
         )

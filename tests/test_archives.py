@@ -273,7 +273,10 @@ def test_members_with_a_password_are_refused_alone(tmp_path):
     for name in (b"1.png", b"in.zip"):
         data[data.rindex(name) - 46 + 8] |= 1
     path.write_bytes(data)
-    assert [found for _, _, found in contents(only(path))] == [b"0", "encrypted", "encrypted"]
+    archive = only(path)
+    inner = "the rest of this archive in the archive: encrypted"
+    assert [found for _, _, found in contents(archive)] == [b"0", "encrypted", inner]
+    assert archive.damaged == ["encrypted"]
 
 
 @pytest.mark.parametrize("name", WRITERS)

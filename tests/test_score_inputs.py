@@ -70,7 +70,7 @@ def test_an_archive_cut_short_in_an_archive_fails_the_run_which_scores_the_rest(
     inner = packed(tmp_path, "a.tar", pictures(4))
     images = pictures(2) | {"DOE.tar": inner[: len(inner) // 2], "ROE.tar": inner[:700]}
     path = write_tar(tmp_path / "o.tar", images | {"z.png": encode(picture(9), "png")})
-    told = r"^o.tar: archives in it that are cut short or damaged: 2 \("
+    told = r"^o.tar: archives in it that cannot be read to their ends: 2 \("
     for _ in range(2):  # the second finds the folder finished
         with pytest.raises(RunFailed, match=told) as caught:
             score(config(tmp_path, path))
@@ -82,18 +82,20 @@ def test_an_archive_cut_short_in_an_archive_fails_the_run_which_scores_the_rest(
     assert (found[-1]["member"], found[-1]["error"]) == ("z.png", None)
     said = score(config(tmp_path, path, dry_run=True)).lines()
     assert said[0].startswith(f"1 archives, {len(found)} inputs")
-    assert any("damaged: " in line and "cut short or damaged: 2" in line for line in said)
+    assert any("damaged: " in line and "read to their ends: 2" in line for line in said)
 
 
 def test_archives_nest_three_deep_and_no_further(tmp_path):
     data = packed(tmp_path, "a.tar", {"x.png": b"x"})
     for depth in (2, 3, 4):
         path = write_tar(tmp_path / "o.tar", {"a.tar": data})
-        found = contents(only(path))
+        archive = only(path)
+        found = contents(archive)
         assert len(found) == 1
         assert (found[0][2] == b"x") == (depth <= 3)
         data = path.read_bytes()
-    assert found[0][2] == "more than 3 archives in each other"
+    assert found[0][2].endswith("the archive: more than 3 archives in each other")
+    assert archive.damaged == ["more than 3 archives in each other"]  # so that the run fails
 
 
 @pytest.mark.parametrize("outer", NESTED)
@@ -106,7 +108,7 @@ def test_archives_in_archives_are_called_by_their_numbers_there(tmp_path, outer)
     inner = packed(tmp_path, "a.tar", within)
     members = {"DOE^JANE.tar": inner, "sub/ROE.tar": inner[:700], "OE.zip": b"", shard: b""}
     path = WRITERS[outer](tmp_path / outer, members)
-    with pytest.raises(RunFailed, match="cut short or damaged: 5 "):
+    with pytest.raises(RunFailed, match="read to their ends: 5 "):
         score(config(tmp_path, path))
     found = [(row["member"], row["key"], row["error"] is None) for row in rows(tmp_path / "out")]
     assert found == [
@@ -138,7 +140,9 @@ def test_a_compressed_inner_zip_over_the_memory_limit_is_refused(tmp_path, monke
     data = packed(tmp_path, "a.zip", {"x.png": b"x" * 50})
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 100)
     path = write_zip(tmp_path / "o.zip", {"a.zip": data})
-    assert "a zip in an archive" in str(contents(only(path))[0][2])
+    archive = only(path)
+    assert "a zip in an archive" in str(contents(archive)[0][2])
+    assert len(archive.damaged) == 1
     assert contents(only(write_tar(tmp_path / "o.tar", {"a.zip": data})))[0][2] == b"x" * 50
 
 
