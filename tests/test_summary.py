@@ -30,7 +30,23 @@ def test_the_summary_counts_and_the_sheet_shows_the_highest(tmp_path):
     best = max(rows(tmp_path / "out"), key=lambda row: row["prob_COVID-19"] or 0)
     number = int(best["member"][:5])
     if number % 3 != 2:  # JPEG loses something
-        assert (sheet[8 + 34 :][:192, 8:200] == prepare(picture(number, (64, 64)), None, 192)).all()
+        shown = sheet[22 + 8 + 34 :][:192, 8:200]
+        assert (shown == prepare(picture(number, (64, 64)), None, 192)).all()
+
+
+def test_the_pictures_say_what_they_show(tmp_path, monkeypatch):
+    """The model is of synthetic radiographs, not what it scored."""
+    titles = []
+    monkeypatch.setattr("serve.summary.to_png", lambda f: titles.append(f.get_suptitle()) or b"")
+    score(config(tmp_path, write_tar(tmp_path / "a.tar", pictures(2))))
+    heads = []
+    for label in ("Normal", "COVID-19"):
+        summary(SummaryConfig(tmp_path / "out", top=1, label=label))
+        heads.append(np.asarray(Image.open(tmp_path / "out" / SHEET_FILE))[:28])
+    said = "2 rows, 0 of them errors; m.onnx (a model of synthetic radiographs)"
+    assert titles == [said, said]
+    assert all((head < 128).any() for head in heads)
+    assert (heads[0] != heads[1]).any()
 
 
 def test_summaries_that_cannot_be(tmp_path):
