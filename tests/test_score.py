@@ -15,12 +15,14 @@ import pytest
 from test_archives import WRITERS, add
 from tiny_model import LABELS, SHORTER_SIDE, SIZE, weights, write_model
 
+from serve import score_folder
 from serve.decode import HUNG, KILLED, Decoded, DecodePool, Task, decode_images
 from serve.score import ScoreConfig, score
 from serve.score_folder import UNIT_INPUTS, ScoreFolder
 from shards.codec import encode
 from shards.console import RunFailed, UserError
 from shards.preprocess import prepare, reduce_shorter_side
+from shards.writer import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,6 +144,21 @@ def test_a_finished_folder_is_left_alone(tmp_path):
     assert again.already_done
     assert again.scored == 0
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+
+
+def test_every_file_of_the_scores_appears_by_renaming(tmp_path, monkeypatch):
+    written = []
+
+    def noted(path, data):
+        written.append(path)
+        write_atomic(path, data)
+
+    monkeypatch.setattr(score_folder, "write_atomic", noted)
+    score(config(tmp_path, WRITERS["a.tar"](tmp_path / "a.tar", pictures(3))))
+    there = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(written) == sorted(path for path in there if path.name != ".lock")
+    assert written[0].name == "request.json"
+    assert written[-1].name == "scores.json"
 
 
 def test_another_request_on_the_same_folder_is_refused(tmp_path):
