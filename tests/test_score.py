@@ -1,5 +1,6 @@
 """Every image exactly once, the same scores on every way, whatever happens during the run."""
 
+import hashlib
 import json
 import os
 import random
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_archives import WRITERS, add
-from tiny_model import LABELS, SHORTER_SIDE, SIZE, weights, write_model
+from tiny_model import LABELS, SHORTER_SIDE, SIZE, model_info, weights, write_model
 
 from serve import score_folder
 from serve.decode import HUNG, KILLED, Decoded, DecodePool, Task, decode_images
@@ -68,6 +69,12 @@ def test_scores_are_those_of_the_plain_reference(tmp_path):
         np.testing.assert_allclose([row[f"prob_{n}"] for n in LABELS], expected, atol=1e-5)
         assert row["predicted"] == LABELS[int(expected.argmax())]
         assert row["archive"] == "a.tar"
+    table = ScoreFolder(tmp_path / "out").read()
+    model = hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
+    assert table["model_sha256"].unique().to_pylist() == [model]
+    assert table["preprocessing_version"].unique().to_pylist() == [
+        model_info().preprocessing_version
+    ]
 
 
 def test_every_kind_of_archive_gives_identical_rows(tmp_path):

@@ -1,6 +1,7 @@
 """The rows as CSV: what they say beside the scores, how evaluate reads it, where it may lie."""
 
 import csv
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,22 @@ def test_a_damaged_part_gives_no_csv(tmp_path):
     with pytest.raises(UserError, match=part.name):
         score(config(tmp_path, path, csv=tmp_path / "rows.csv"))
     assert not (tmp_path / "rows.csv").exists()
+
+
+def test_a_csv_that_is_broken_off_is_not_there(tmp_path, monkeypatch):
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3)))
+    score(asked)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "rows.csv"
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr("serve.score_csv.os.fsync", full)
+        score(replace(asked, csv=path))
+    assert not path.exists()
+    score(replace(asked, csv=path))
+    assert path.read_text().count("\n") == 4
 
 
 def metrics_of(scores: Path, labels: Path) -> dict:
