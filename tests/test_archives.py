@@ -178,6 +178,7 @@ def test_a_member_over_the_limit_is_refused_alone(tmp_path, name, monkeypatch):
     path = WRITERS[name](tmp_path / name, {"a.png": b"a", "b.png": bytes(1001), "c.png": b"c"})
     found = [data for _, _, data in contents(only(path))]
     assert found == [b"a", "1001 bytes, over the limit of 1000 for one file", b"c"]
+    assert all(e.piece is None or e.piece.size <= 1000 for e in only(path).entries())
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz", "a.zip"])

@@ -19,7 +19,7 @@ from tiny_model import LABELS, SHORTER_SIDE, SIZE, model_info, weights, write_mo
 from serve import score_folder
 from serve.decode import HUNG, KILLED, Decoded, DecodePool, Task, decode_images
 from serve.score import ScoreConfig, score
-from serve.score_folder import UNIT_INPUTS, ScoreFolder
+from serve.score_folder import UNIT_INPUTS, Columns, Row, ScoreFolder
 from shards.codec import encode
 from shards.console import RunFailed, UserError
 from shards.preprocess import prepare, reduce_shorter_side
@@ -117,6 +117,26 @@ def test_unreadable_images_are_rows_with_a_reason(tmp_path):
     found = rows(tmp_path / "out")
     assert [row["error"] is None for row in found] == [True, False, False, False, True]
     assert all(row["prob_Normal"] is None and row["predicted"] is None for row in found[1:4])
+
+
+def test_the_predicted_label_is_the_highest_or_of_all_those_with_a_half():
+    found = [[0.5, 0.49, 0.1], [0.5, 0.1, 0.9], [0.1, 0.2, 0.3]]
+    given = [Row("a", "x", "x", np.array(p, np.float32), None) for p in found]
+    given.append(Row("a", "y", "y", None, "broken"))
+    for exclusive, expected in ((True, ["A", "C", "C", None]), (False, ["A", "A|C", "", None])):
+        table = Columns(("A", "B", "C"), exclusive, "0", 1).table(given)
+        assert table["predicted"].to_pylist() == expected
+
+
+def test_an_output_that_is_no_number_is_an_error(tmp_path, monkeypatch):
+    spoilt = weights()
+    spoilt[:, 1] = np.nan
+    monkeypatch.setattr("tiny_model.weights", lambda seed: spoilt)
+    summary = score(config(tmp_path, WRITERS["a.tar"](tmp_path / "a.tar", pictures(3))))
+    assert (summary.rows, summary.errors) == (3, 3)
+    for row in rows(tmp_path / "out"):
+        assert row["error"] == "the network's output is not a finite number"
+        assert row["prob_Normal"] is None
 
 
 def test_an_archive_cut_short_is_scored_up_to_the_cut_and_fails(tmp_path):
