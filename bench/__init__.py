@@ -1,1 +1,1 @@
-import shards  # noqa: F401  # before torch: how its threads wait
+import shards  # noqa: F401  # before torch and ONNX Runtime: threads, telemetry

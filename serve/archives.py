@@ -3,13 +3,11 @@
 Archives: tar (so also the shards), tar.gz, tar.bz2, tar.xz, zip, a folder, image files; and
 archives in archives, 3 deep. Names inside an archive are labels, never paths. What is not an image
 by its extension is skipped and counted. A zip's list of members is read whole, and a zip that lies
-compressed in another archive is held in memory (256 MiB at most); every other kind streams. Each
-may lie behind a URL.
+compressed in another archive is held in memory (256 MiB at most); all else streams, URLs too.
 """
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -32,14 +30,15 @@ from serve.entries import (
     is_archive_name,
     is_input,
     is_packed,
+    is_shard_name,
     label,
     make_entry,
     opener_of,
     refused_entry,
     too_large,
 )
-from serve.score_folder import MARKS
 from serve.tars import compressed_tar_members, tar_members
+from serve.walk import FileKind, walk_files
 from serve.zips import zip_members
 from shards.console import RunFailed
 from shards.remote import RemotePath, is_remote
@@ -50,7 +49,6 @@ LINK = "a link or device, which is not followed"
 LINKED_FOLDERS = "linked folders"
 
 Kind = Literal["tar", "compressed tar", "zip", "folder", "files"]
-FileKind = Literal["file", "link or device", "linked folder"]
 _MIB = 1 << 20
 _BLOCKS, _BLOCK_BYTES = 64, 64 << 10  # with the two ends 6 MiB of reading
 
@@ -75,13 +73,15 @@ class Identity:
 class Archive:
     """files: of the kind `files`, image files that were named one by one, by a glob or in a list.
     alias: what it is called instead of by its name, which nobody gave and may be a patient's.
-    skipped: reason -> left out so far (`linked folders` of a folder; `other files`). damaged: why
-    an archive in it could not be read to its end, of each so far."""
+    keep_names: of the archives in it, else numbers but for shards. skipped: reason -> left out so
+    far (`linked folders` of a folder; `other files`). damaged: why an archive in it could not be
+    read to its end, of each so far."""
 
     path: Path
     kind: Kind
     files: tuple[Path, ...] = ()
     alias: Path | None = None
+    keep_names: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
 
@@ -91,7 +91,8 @@ class Archive:
         if not self.damaged:
             return None
         return (
-            f"archives in it that are cut short or damaged: {len(self.damaged)} ({self.damaged[0]})"
+            f"archives in it that cannot be read to their ends: {len(self.damaged)} "
+            f"({self.damaged[0]})"
         )
 
     @property
@@ -227,29 +228,6 @@ def kind_of(head: bytes, name: str) -> Kind | None:
     return "compressed tar" if is_archive_name(name) else None
 
 
-def walk_files(folder: Path) -> Iterator[tuple[Path, FileKind]]:
-    """Everything but folders below a folder, sorted; links are not followed, and what lies in
-    folders of scores does not count."""
-    if is_remote(folder):
-        for found in folder.iterdir():
-            if found.is_dir():
-                yield from walk_files(cast(Path, found))
-            else:
-                yield cast(Path, found), "file"
-        return
-    with os.scandir(folder) as listed:
-        items = sorted(listed, key=lambda item: item.name)
-    if {item.name for item in items} >= MARKS:
-        return
-    for item in items:
-        if item.is_dir(follow_symlinks=False):
-            yield from walk_files(Path(item.path))
-        elif item.is_file(follow_symlinks=False):
-            yield Path(item.path), "file"
-        else:
-            yield Path(item.path), "linked folder" if os.path.isdir(item.path) else "link or device"
-
-
 def _whole(path: Path, called: Path) -> Piece | None:
     """A regular file; None where reading it will tell what is wrong with it."""
     try:
@@ -297,19 +275,23 @@ def _entries(
     place: str = "",
     depth: int = 1,
 ) -> Iterator[Entry]:
-    """What is to be scored of the members. outer: told of what is skipped and damaged; place: names
-    of the archives around them, with `/`."""
+    """What is to be scored. outer: told of what is skipped and damaged; place: what the archives
+    around are called, with `/`."""
+    archives = 0
     for member in found:
-        name = place + member.name
+        packed = is_packed(member.name) and not member.link
+        archives += packed
+        by_number = packed and not (outer.keep_names or is_shard_name(member.name))
+        name = place + (f"archive-{archives}" if by_number else member.name)
         if not is_input(member.name):
             outer.skipped["other files"] += 1
         elif member.link:
             yield refused_entry(name, LINK)
-        elif member.refusal is not None:
-            yield refused_entry(name, member.refusal)
-        elif is_archive_name(member.name):
+        elif packed:
             budget.spend(member.cost)
             yield from _nested(member, name, outer, budget, depth)
+        elif member.refusal is not None:
+            yield refused_entry(name, member.refusal)
         elif member.size > MAX_MEMBER_BYTES:
             yield refused_entry(name, too_large(member.size))
         else:
@@ -321,19 +303,20 @@ def _entries(
 def _nested(
     member: Member, name: str, outer: Archive, budget: Budget, depth: int
 ) -> Iterator[Entry]:
-    """The inputs of an archive in an archive; its damage is one input, the others go on."""
-    if depth >= MAX_DEPTH:
-        yield refused_entry(name, f"more than {MAX_DEPTH} archives in each other")
-        return
+    """The inputs of an archive in an archive; what cannot be read of it is one input, the others go
+    on."""
     try:
+        if depth >= MAX_DEPTH:
+            raise BadMember(f"more than {MAX_DEPTH} archives in each other")
+        if member.refusal is not None:
+            raise BadMember(member.refusal)
         with member.stream() as stream:
             head = guarded(lambda: cast(Any, stream).peek(512)[:512], ArchiveDamaged)
             kind = kind_of(head, member.name)
             assert kind is not None  # its name is an archive's
             if kind == "zip" and not member.seekable:
                 if member.size > MAX_MEMBER_BYTES:
-                    yield refused_entry(name, f"a zip in an archive: {too_large(member.size)}")
-                    return
+                    raise BadMember(f"a zip in an archive: {too_large(member.size)}")
                 stream = io.BytesIO(guarded(partial(stream.read, member.size), ArchiveDamaged))
             inner = _members(kind, stream, member.size, budget, seekable=False, in_order=True)
             yield from _entries(inner, outer, budget, name + "/", depth + 1)

@@ -29,6 +29,8 @@ _DICOM_MARK = slice(128, 132)
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"BM", b"GIF8")
 _FILE_SUFFIXES = frozenset((".db", ".ini", ".py", ".sha256", ".md5", ".onnx"))
 OTHER_SUFFIXES = _SHARD_SUFFIXES | _TABLE_SUFFIXES | _TEXT_SUFFIXES | _FILE_SUFFIXES
+_SHARD = re.compile(r"[a-z0-9-]+-(train|val|test)-\d{6}\.tar")  # as ingest calls them
+_NUMBERS = re.compile(r"archive-\d+(/archive-\d+)*")
 _T = TypeVar("_T")
 
 
@@ -143,6 +145,11 @@ def is_packed(name: str) -> bool:
     return is_archive_name(name) and is_input(name)
 
 
+def is_shard_name(name: str) -> bool:
+    """Whether an archive is called as ingest calls its shards, which names nobody."""
+    return _SHARD.fullmatch(PurePosixPath(name).name) is not None
+
+
 def label(name: str) -> str:
     """A name as text that is valid UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
@@ -158,11 +165,14 @@ def row_names(entry: Entry, data: bytes | None, number: int) -> tuple[str, str]:
 
     A DICOM file is called by the SHA-256 of its bytes, by which its owner finds it again. So is
     what may be one, damaged; without any bytes it is called by its number in the archive, from 1
-    on, and so is an archive in the archive that cannot be read. Other images keep their names.
+    on, and so is a link to an archive. An archive in the archive that cannot be read is called as
+    ever, with that number as its key. Other images keep their names.
     """
     may_be = _may_be_dicom(entry.name)
     if data is None:
         name = f"input-{number}" if may_be or is_archive_name(entry.name) else None
+        if is_shard_name(entry.name) or _NUMBERS.fullmatch(entry.name):
+            return entry.name, f"input-{number}"
     elif data[_DICOM_MARK] == b"DICM" or (may_be and not data.startswith(_PICTURES)):
         name = f"dicom-{hashlib.sha256(data).hexdigest()}"
     else:

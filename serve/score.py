@@ -78,9 +78,9 @@ class ScoreConfig:
     dry_run: bool = False
     """Only say how many inputs there are, how large they are, and how long they would take."""
     keep_names: bool = False
-    """DICOM files, and archives found in folders, under their names in the rows. By default these
-    files are called by the SHA-256 of their bytes and these archives by their number in the folder,
-    since their names are often those of patients."""
+    """DICOM files, and archives found in folders and archives, under their names in the rows. By
+    default these files are called by the SHA-256 of their bytes and these archives by their number
+    there, since their names are often those of patients."""
     labels: str | None = None
     """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
     size: int | None = None
@@ -142,7 +142,7 @@ def score(config: ScoreConfig) -> ScoreSummary | DryRun:
             )
             done, scored = _score_rest(config, work, network, workers, gpus)
         else:
-            folder.check_complete([archive["rows"] for archive in done["archives"]])
+            folder.check()
         if config.csv is not None:
             write_csv(folder, done, config.csv)
         summary = _summary(config.out, done, scored, already_done=already_done)
@@ -203,8 +203,9 @@ def _check(config: ScoreConfig) -> None:
             raise UserError(f"--{name} {shown}; allowed: a path on this machine")
     if config.batch is not None and config.batch > UNIT_INPUTS:
         raise UserError(f"batch must be at most {UNIT_INPUTS}, found {config.batch}")
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError(f"{config.out} is a file; --out names a folder")
+    if os.path.lexists(config.out) and not config.out.is_dir():
+        what = "a file" if config.out.exists() else "a link that leads nowhere"
+        raise UserError(f"{config.out} is {what}; --out names a folder")
     if config.ray_address is not None and config.engine != "ray":
         raise UserError(f"--ray-address {config.ray_address} needs --engine ray")
     if config.gpus is not None and (config.provider == "cpu" or config.engine == "ray"):
@@ -218,8 +219,9 @@ def _check(config: ScoreConfig) -> None:
 def _check_apart(config: ScoreConfig, archives: list[Archive]) -> None:
     """UserError for scores that would be written into what is scored."""
     folders = [a.path.resolve() for a in archives if a.kind == "folder" and not is_remote(a.path)]
-    for path in (config.out, config.csv):
-        inside = [f for f in folders if path is not None and path.resolve().is_relative_to(f)]
+    for path in filter(None, (config.out, config.csv)):
+        place = Path(os.path.realpath(path))  # resolve() raises where links go in a circle
+        inside = [folder for folder in folders if place.is_relative_to(folder)]
         if inside:
             raise UserError(f"{path} lies in {inside[0]}, which is scored; write to another folder")
 
@@ -337,6 +339,6 @@ def _fail_on_damage(done: dict[str, Any]) -> None:
     damaged = "; ".join(damage_of(done))
     if damaged:
         raise RunFailed(
-            f"{damaged}; what could be read is scored ({done['rows']} rows); fetch the archive "
-            "again and score it into another --out"
+            f"{damaged}; what could be read is scored ({done['rows']} rows); mend the archive or "
+            "fetch it again, and score it into another --out"
         )

@@ -39,7 +39,7 @@ def check_csv(path: Path, out: Path) -> None:
         raise UserError(f"--csv {path}; allowed: a name that ends in .csv")
     if path.is_file() and not _may_be_replaced(path):
         raise UserError(f"--csv {path} is there, and not of this command; name another file")
-    place, folder = path.resolve(), out.resolve()
+    place, folder = (Path(os.path.realpath(one)) for one in (path, out))  # see _check_apart
     if place.parent == folder:
         return
     if place.is_relative_to(folder):

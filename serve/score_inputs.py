@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from serve.archives import Archive, Kind, kind_of, place_of, walk_files
-from serve.entries import is_input, is_packed
+from serve.archives import Archive, Kind, kind_of, place_of
+from serve.entries import is_input, is_packed, is_shard_name
 from serve.score_folder import MARKS
-from shards.console import UserError
+from serve.walk import walk_files
+from shards.console import UserError, warn
 from shards.remote import is_remote
 from shards.urls import path_of
 
 LIST_SIGN = "@"
-_SHARD = re.compile(r"[a-z0-9-]+-(train|val|test)-\d{6}\.tar")  # as ingest calls them
 _MAGIC = re.compile(r"[*?[]")
 _MAX_LIST_BYTES = 256 << 20
 
@@ -25,13 +25,17 @@ def find_archives(paths: Sequence[Path], *, keep_names: bool = False) -> list[Ar
     own; if they are not shards, they are called by their number in the folder, since nobody gave
     their names, which may be patients' (keep_names: by their names). Images that one list or glob
     names are one archive. Of what a glob matches, folders of scores and files that are no images by
-    their names are left out. UserError when a path is missing or holds nothing, or when what it
-    holds is named twice."""
-    named = [(path, _paths_of(path)) for path in paths]
-    archives = [archive for path, found in named for archive in _archives_of(path, found)]
-    _refuse_overlap([(argument, path) for argument, found in named for path in found])
+    their names are left out, and folders without images, of which a warning tells. UserError when a
+    path is missing or holds nothing, or when what it holds is named twice."""
+    named: list[tuple[Path, Path]] = []
+    archives: list[Archive] = []
+    for argument in paths:
+        found = [(path, _archives_at(path, by_glob)) for path, by_glob in _paths_of(argument)]
+        named += [(argument, path) for path, inside in found if inside]
+        archives += _joined(argument, [archive for _, inside in found for archive in inside])
+    _refuse_overlap(named)
     if keep_names:
-        archives = [replace(archive, alias=None) for archive in archives]
+        archives = [replace(archive, alias=None, keep_names=True) for archive in archives]
     if not archives:
         raise UserError("no archive named; name tar, tar.gz or zip files, folders or images")
     return archives
@@ -45,8 +49,9 @@ def list_of(argument: Path) -> Path | None:
     return Path(text[1:])
 
 
-def _paths_of(argument: Path) -> list[Path]:
-    """What one argument names: itself, or what its list or its globs do."""
+def _paths_of(argument: Path) -> list[tuple[Path, bool]]:
+    """(path, whether it is a glob that names it) of one argument: of itself, or of what its list or
+    its globs name."""
     listed = list_of(argument)
     if listed is None:
         return _matches(argument)
@@ -83,8 +88,10 @@ def _folders_of(place: str) -> Iterator[str]:
         yield place or "/"
 
 
-def _archives_of(argument: Path, paths: Sequence[Path]) -> list[Archive]:
-    found = [archive for path in paths for archive in _archives_at(path)]
+def _joined(argument: Path, found: Sequence[Archive]) -> list[Archive]:
+    """What an argument names: all its images are one archive."""
+    if not found:
+        raise _no_match(argument)
     images = tuple(archive.path for archive in found if archive.kind == "files")
     rest = [archive for archive in found if archive.kind != "files"]
     return [*rest, Archive(argument, "files", images)] if images else rest
@@ -104,20 +111,25 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _matches(path: Path) -> list[Path]:
-    """The path itself; of a glob (* ? [a-z] **), what it matches, sorted."""
+def _matches(path: Path) -> list[tuple[Path, bool]]:
+    """(path, False) of what is no glob; of a glob (* ? [a-z] **), (match, True), sorted."""
     if is_remote(path):
         if not _MAGIC.search(path.path):
-            return [cast(Path, path)]
+            return [(cast(Path, path), False)]
         found = _remote_matches(path)
     elif path.exists() or not _MAGIC.search(str(path)):
-        return [path]
+        return [(path, False)]
     else:
         found = _local_matches(path)
-    found = [one for one in found if is_input(one.name) or one.is_dir()]
-    if not found:
-        raise UserError(f"no image and no archive matches {path}; folders of scores do not count")
-    return found
+    named = [(one, True) for one in found if is_input(one.name) or one.is_dir()]
+    if not named:
+        raise _no_match(path)
+    return named
+
+
+def _no_match(glob_or_list: Path) -> UserError:
+    said = f"no image and no archive matches {glob_or_list}; folders of scores do not count"
+    return UserError(said)
 
 
 def _local_matches(path: Path) -> list[Path]:
@@ -141,7 +153,8 @@ def _remote_matches(path: Any) -> list[Path]:
     return cast(list[Path], found)
 
 
-def _archives_at(path: Path) -> list[Archive]:
+def _archives_at(path: Path, by_glob: bool) -> list[Archive]:
+    """Nothing only where a glob names a folder without images."""
     if not path.exists():
         raise UserError(f"no archive at {path}; name a tar, tar.gz, zip, a folder or an image")
     if not path.is_dir():
@@ -158,16 +171,17 @@ def _archives_at(path: Path) -> list[Archive]:
         found.append(folder)
     if not found:
         also = f", {linked} links to folders, which are not followed" if linked else ""
-        raise UserError(
-            f"no image and no archive in the folder {path} ({len(files) - linked} files{also})"
-        )
-    if linked and folder not in found:  # to say so at the end
+        said = f"no image and no archive in the folder {path} ({len(files) - linked} files{also})"
+        if not by_glob:
+            raise UserError(said)
+        warn(f"{said}; passed over")
+    elif linked and folder not in found:  # to say so at the end
         found.append(folder)
     return found
 
 
 def _alias(folder: Path, file: Path, number: int) -> Path | None:
-    return None if _SHARD.fullmatch(file.name) else folder / f"archive-{number}"
+    return None if is_shard_name(file.name) else folder / f"archive-{number}"
 
 
 def _of_file(path: Path) -> Archive:

@@ -29,6 +29,7 @@ _BINS = 50
 _REASONS = 10  # shown, the commonest first
 _MOST_TOP = 400
 _CELL, _GAP, _LINE, _COLUMNS = 192, 8, 34, 6  # px; text of two lines; images in a row
+_TITLE = 22  # px
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ def summary(config: SummaryConfig) -> list[str]:
     out = config.out or config.scores
     out.mkdir(parents=True, exist_ok=True)
     counts = count_rows(folder, tuple(content["labels"]))
-    write_atomic(out / HISTOGRAM_FILE, _draw(counts, content["synthetic"]))
-    lines = [*_lines(counts, content), f"{out / HISTOGRAM_FILE}: histograms"]
+    lines = _lines(counts, content)
+    write_atomic(out / HISTOGRAM_FILE, _draw(counts, lines[0]))
+    lines.append(f"{out / HISTOGRAM_FILE}: histograms")
     if config.top is not None:
         label = _choose_label(config.label, counts.labels)
-        sheet = contact_sheet(folder, label, config.top)
+        title = f"highest scores of {one_line(label)}, {one_line(content['model'])}"
+        sheet = contact_sheet(folder, label, config.top, title + _made_up(content))
         write_atomic(out / SHEET_FILE, sheet)
         lines.append(f"{out / SHEET_FILE}: the highest scores of {one_line(label)}")
     return lines
@@ -100,8 +103,8 @@ def count_rows(folder: ScoreFolder, labels: tuple[str, ...]) -> Counts:
 
 def _lines(counts: Counts, content: dict[str, Any]) -> list[str]:
     failed = sum(counts.errors.values())
-    made_up = " (a model of synthetic radiographs)" if content["synthetic"] else ""
-    lines = [f"{counts.rows} rows, {failed} of them errors; {one_line(content['model'])}{made_up}"]
+    model = one_line(content["model"]) + _made_up(content)
+    lines = [f"{counts.rows} rows, {failed} of them errors; {model}"]
     lines += [f"  {n:9d}  {one_line(name) or 'no label'}" for name, n in counts.predicted.items()]
     shown = list(counts.errors.items())[:_REASONS]
     lines += [f"  {n:9d}  error: {one_line(reason)}" for reason, n in shown]
@@ -111,7 +114,11 @@ def _lines(counts: Counts, content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _draw(counts: Counts, synthetic: bool) -> bytes:
+def _made_up(content: dict[str, Any]) -> str:
+    return " (a model of synthetic radiographs)" if content["synthetic"] else ""
+
+
+def _draw(counts: Counts, title: str) -> bytes:
     columns = min(3, len(counts.labels))
     rows = -(-len(counts.labels) // columns)
     figure, axes = new_figure(4 * columns, 2.4 * rows, columns, rows)
@@ -124,8 +131,7 @@ def _draw(counts: Counts, synthetic: bool) -> bytes:
         ax.set_title(one_line(label).replace("$", r"\$"), fontsize=9)
         ax.set_xlabel("probability")
         ax.set_ylabel("rows")
-    if synthetic:
-        figure.suptitle("synthetic radiographs", fontsize=9)
+    figure.suptitle(title.replace("$", r"\$"), fontsize=9, wrap=True)
     return to_png(figure)
 
 
@@ -148,7 +154,7 @@ class _Place:
     member: str
 
 
-def contact_sheet(folder: ScoreFolder, label: str, top: int) -> bytes:
+def contact_sheet(folder: ScoreFolder, label: str, top: int, title: str) -> bytes:
     """PNG of the images with the highest scores, the highest first, each with score and name.
 
     Images are told by their place in the archive. UserError when an archive is another one now.
@@ -159,12 +165,14 @@ def contact_sheet(folder: ScoreFolder, label: str, top: int) -> bytes:
     images = _read_again(folder, chosen)
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
-    size = (_GAP + columns * (_CELL + _GAP), _GAP + rows * (_CELL + _LINE + _GAP))
+    wide = _GAP + max(columns, 3) * (_CELL + _GAP)  # for the title
+    size = (wide, _TITLE + _GAP + rows * (_CELL + _LINE + _GAP))
     sheet = Image.new("L", size, 255)
     drawer, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    drawer.text((_GAP, _GAP), title, fill=0, font=font)
     for position, place in enumerate(chosen):
         left = _GAP + position % columns * (_CELL + _GAP)
-        high = _GAP + position // columns * (_CELL + _LINE + _GAP)
+        high = _TITLE + _GAP + position // columns * (_CELL + _LINE + _GAP)
         name = one_line(place.member)
         name = name if len(name) <= 28 else f"...{name[-25:]}"
         drawer.text((left, high), f"{place.score:.4f}\n{name}", fill=0, font=font)

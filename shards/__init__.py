@@ -8,3 +8,6 @@ import os
 # beside two busy processes, in the place of 8 to 18.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Read when ONNX Runtime is loaded: by default it tells its maker of the machine and of errors, and
+# keeps that in ~/.cache/Microsoft until there is a network.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -18,7 +18,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of this project that br
 # Of fsspec's: what lasts only as long as a process, and what lies around another file system.
 _NO_PLACES = ("memory", "data", "dir", "zip", "tar", "libarchive", "reference", "generic", "dask")
 _ONE_TRY = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # of botocore: else 5 within those
-_OPTIONS = {"s3": _ONE_TRY, "s3a": _ONE_TRY}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": _ONE_TRY, "s3a": _ONE_TRY}
 
 
 def place_of(text: str) -> Path:
@@ -59,8 +59,13 @@ def path_of(text: str) -> Path:
 def _file_system(protocol: str, shown: str) -> Any:
     import fsspec  # 0.1 s, for those who name a URL
 
+    options = dict(_OPTIONS.get(protocol, {}))
     try:
-        return fsspec.filesystem(protocol, **_OPTIONS.get(protocol, {}))
+        if protocol in HTTP:
+            from shards.web_pages import BoundedPage
+
+            options["client_kwargs"] = {"response_class": BoundedPage}
+        return fsspec.filesystem(protocol, **options)
     except ValueError:
         raise UserError(
             f"{shown}: the protocol {protocol} is not known; known are s3, gs, abfs, http, https, "

@@ -129,6 +129,16 @@ def test_a_single_image(tmp_path):
     assert contents(only(tmp_path / "x.png")) == [("x.png", "x", b"x")]
 
 
+def test_folders_in_each_other_are_read_as_deep_as_anybody_needs(tmp_path):
+    """And no deeper: at some 900 Python itself would stop."""
+    deepest = tmp_path.joinpath(*["d"] * 64)
+    write_folder(deepest, {"x.png": b"x"})
+    assert len(contents(only(tmp_path))) == 1
+    write_folder(deepest / "d", {"x.png": b"x"})
+    with pytest.raises(UserError, match="more than 64 folders in each other"):
+        find_archives([tmp_path])
+
+
 def test_requests_that_cannot_be_met(tmp_path):
     (tmp_path / "empty").mkdir()
     write_tar(tmp_path / "a.tar", MEMBERS)
@@ -168,6 +178,7 @@ def test_a_member_over_the_limit_is_refused_alone(tmp_path, name, monkeypatch):
     path = WRITERS[name](tmp_path / name, {"a.png": b"a", "b.png": bytes(1001), "c.png": b"c"})
     found = [data for _, _, data in contents(only(path))]
     assert found == [b"a", "1001 bytes, over the limit of 1000 for one file", b"c"]
+    assert all(e.piece is None or e.piece.size <= 1000 for e in only(path).entries())
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz", "a.zip"])
@@ -263,7 +274,10 @@ def test_members_with_a_password_are_refused_alone(tmp_path):
     for name in (b"1.png", b"in.zip"):
         data[data.rindex(name) - 46 + 8] |= 1
     path.write_bytes(data)
-    assert [found for _, _, found in contents(only(path))] == [b"0", "encrypted", "encrypted"]
+    archive = only(path)
+    inner = "the rest of this archive in the archive: encrypted"
+    assert [found for _, _, found in contents(archive)] == [b"0", "encrypted", inner]
+    assert archive.damaged == ["encrypted"]
 
 
 @pytest.mark.parametrize("name", WRITERS)

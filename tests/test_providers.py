@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,6 +29,7 @@ from serve.providers import (
 from serve.thresholds import OperatingPoint
 from shards.console import RunFailed, UserError
 
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
 PARITY = Parity(9, 1e-6, 1e-7, 0.9, 0.9, 0.0, "cpu")
 POINT = {"threshold": 0.5, "sensitivity": 1.0, "specificity": 0.5, "positives": 2, "negatives": 4}
 
@@ -38,6 +42,18 @@ class FakeSession:
 
     def get_providers(self):
         return ["CPUExecutionProvider"]
+
+
+def test_onnx_runtime_keeps_nothing_to_send(tmp_path):
+    """Its telemetry begins with its import, with a file of what it runs on in the user's cache."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", TELEMETRY)}
+    subprocess.run(
+        [sys.executable, "-c", "import serve.network"],
+        cwd=Path(__file__).parents[1],
+        env=kept | {"HOME": str(tmp_path)},
+        check=True,
+    )
+    assert not list(tmp_path.rglob("*onnxruntime*"))
 
 
 def test_cpu_and_auto_without_a_gpu(tmp_path, monkeypatch):

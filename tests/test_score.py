@@ -1,5 +1,6 @@
 """Every image exactly once, the same scores on every way, whatever happens during the run."""
 
+import hashlib
 import json
 import os
 import random
@@ -13,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_archives import WRITERS, add
-from tiny_model import LABELS, SHORTER_SIDE, SIZE, weights, write_model
+from tiny_model import LABELS, SHORTER_SIDE, SIZE, model_info, weights, write_model
 
+from serve import score_folder
 from serve.decode import HUNG, KILLED, Decoded, DecodePool, Task, decode_images
 from serve.score import ScoreConfig, score
-from serve.score_folder import UNIT_INPUTS, ScoreFolder
+from serve.score_folder import UNIT_INPUTS, Columns, Row, ScoreFolder
 from shards.codec import encode
 from shards.console import RunFailed, UserError
 from shards.preprocess import prepare, reduce_shorter_side
+from shards.writer import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,6 +69,12 @@ def test_scores_are_those_of_the_plain_reference(tmp_path):
         np.testing.assert_allclose([row[f"prob_{n}"] for n in LABELS], expected, atol=1e-5)
         assert row["predicted"] == LABELS[int(expected.argmax())]
         assert row["archive"] == "a.tar"
+    table = ScoreFolder(tmp_path / "out").read()
+    model = hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
+    assert table["model_sha256"].unique().to_pylist() == [model]
+    assert table["preprocessing_version"].unique().to_pylist() == [
+        model_info().preprocessing_version
+    ]
 
 
 def test_every_kind_of_archive_gives_identical_rows(tmp_path):
@@ -110,6 +119,26 @@ def test_unreadable_images_are_rows_with_a_reason(tmp_path):
     assert all(row["prob_Normal"] is None and row["predicted"] is None for row in found[1:4])
 
 
+def test_the_predicted_label_is_the_highest_or_of_all_those_with_a_half():
+    found = [[0.5, 0.49, 0.1], [0.5, 0.1, 0.9], [0.1, 0.2, 0.3]]
+    given = [Row("a", "x", "x", np.array(p, np.float32), None) for p in found]
+    given.append(Row("a", "y", "y", None, "broken"))
+    for exclusive, expected in ((True, ["A", "C", "C", None]), (False, ["A", "A|C", "", None])):
+        table = Columns(("A", "B", "C"), exclusive, "0", 1).table(given)
+        assert table["predicted"].to_pylist() == expected
+
+
+def test_an_output_that_is_no_number_is_an_error(tmp_path, monkeypatch):
+    spoilt = weights()
+    spoilt[:, 1] = np.nan
+    monkeypatch.setattr("tiny_model.weights", lambda seed: spoilt)
+    summary = score(config(tmp_path, WRITERS["a.tar"](tmp_path / "a.tar", pictures(3))))
+    assert (summary.rows, summary.errors) == (3, 3)
+    for row in rows(tmp_path / "out"):
+        assert row["error"] == "the network's output is not a finite number"
+        assert row["prob_Normal"] is None
+
+
 def test_an_archive_cut_short_is_scored_up_to_the_cut_and_fails(tmp_path):
     archive = WRITERS["a.tar"](tmp_path / "a.tar", pictures(6))
     other = WRITERS["a.zip"](tmp_path / "b.zip", pictures(2))
@@ -142,6 +171,21 @@ def test_a_finished_folder_is_left_alone(tmp_path):
     assert again.already_done
     assert again.scored == 0
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+
+
+def test_every_file_of_the_scores_appears_by_renaming(tmp_path, monkeypatch):
+    written = []
+
+    def noted(path, data):
+        written.append(path)
+        write_atomic(path, data)
+
+    monkeypatch.setattr(score_folder, "write_atomic", noted)
+    score(config(tmp_path, WRITERS["a.tar"](tmp_path / "a.tar", pictures(3))))
+    there = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(written) == sorted(path for path in there if path.name != ".lock")
+    assert written[0].name == "request.json"
+    assert written[-1].name == "scores.json"
 
 
 def test_another_request_on_the_same_folder_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """The rows as CSV: what they say beside the scores, how evaluate reads it, where it may lie."""
 
 import csv
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,23 @@ def test_a_damaged_part_gives_no_csv(tmp_path):
     assert not (tmp_path / "rows.csv").exists()
 
 
+def test_a_csv_that_is_broken_off_is_not_there(tmp_path, monkeypatch):
+    asked = config(tmp_path, write_tar(tmp_path / "a.tar", pictures(3)))
+    score(asked)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "rows.csv"
+    with monkeypatch.context() as patched:
+        patched.setattr("serve.score_csv.os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            score(replace(asked, csv=path))
+    assert not path.exists()
+    score(replace(asked, csv=path))
+    assert path.read_text().count("\n") == 4
+
+
 def metrics_of(scores: Path, labels: Path) -> dict:
     out = scores.parent / f"metrics of {scores.name}"
     evaluate(EvaluateConfig(scores, labels, out, bootstrap=0))
@@ -60,12 +78,13 @@ def metrics_of(scores: Path, labels: Path) -> dict:
 @pytest.mark.parametrize("inner", [False, True])
 def test_the_csv_of_an_archive_cut_short_is_judged_as_its_folder(tmp_path, monkeypatch, inner):
     monkeypatch.setattr("serve.evaluate.write_pictures", lambda *_: None)
+    told = "cannot be read to their ends: 1" if inner else "cut short"
     cut = write_tar(tmp_path / "cut.tar", {"-0.png": b"no image"} | pictures(7))
     cut.write_bytes(cut.read_bytes()[:-11_000])
     if inner:
         cut = write_tar(tmp_path / "=outer.tar", {"x.tar": cut.read_bytes()})
     whole = write_folder(tmp_path / "whole", {f"9{n}": data for n, data in pictures(9).items()})
-    with pytest.raises(RunFailed, match="cut short"):
+    with pytest.raises(RunFailed, match=told):
         score(config(tmp_path, cut, whole, csv=tmp_path / "rows.csv"))
     found = rows(tmp_path / "out")
     assert [row["member"] for row in found].count("") == int(not inner)
@@ -75,7 +94,7 @@ def test_the_csv_of_an_archive_cut_short_is_judged_as_its_folder(tmp_path, monke
     assert of_folder == metrics_of(tmp_path / "rows.csv", tmp_path / "labels.csv")
     assert (of_folder["errors"], of_folder["synthetic"]) == (1 + inner, True)
     assert of_folder["scored_by"]["precision"] == "fp32"
-    assert any("cut short" in line for line in of_folder["omitted"])
+    assert any(told in line for line in of_folder["omitted"])
 
 
 def test_what_the_model_does_not_say_the_csv_does_not_say(tmp_path):

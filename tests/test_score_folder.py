@@ -80,6 +80,7 @@ def test_a_spoilt_part_is_named_and_scored_again(copy, spoil):
     spoil(path)
     way_out = f"{path} {DAMAGE[spoil]}.*; delete it and scores.json, and the same serve score"
     for read in (
+        lambda: score(copy),
         lambda: summary(SummaryConfig(copy.out)),
         lambda: summary(SummaryConfig(copy.out, top=1)),
         lambda: read_predictions(copy.out),
@@ -95,15 +96,20 @@ def test_a_spoilt_part_is_named_and_scored_again(copy, spoil):
 
 
 def test_a_byte_that_changed_gives_no_other_rows(copy):
-    """By the checksums of Parquet's pages; a few bytes mean nothing."""
-    path, whole = part(copy.out, 1, 0), ScoreFolder(copy.out).read()
-    data, told = path.read_bytes(), 0
+    """By the checksums of Parquet's pages; a few bytes mean nothing. And no run that goes on or is
+    done already takes such a part for its own."""
+    path, folder = part(copy.out, 1, 0), ScoreFolder(copy.out)
+    whole, data, told = folder.read(), path.read_bytes(), 0
+    ends, schema = [folder.end_of(archive) for archive in range(2)], whole.schema
     for place in range(0, len(data), 7):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
         try:
-            assert ScoreFolder(copy.out).read().equals(whole)
+            assert folder.read().equals(whole)
         except UserError:
             told += 1
+            for again in (folder.check, lambda: folder.counts(ends, schema)):
+                with pytest.raises(UserError, match=f"{path} "):
+                    again()
     assert told > len(data) / 7 / 2
 
 
@@ -135,10 +141,11 @@ def test_a_missing_part_is_named_and_scored_again(copy):
 )
 def test_a_stray_part_is_named_and_never_counted(copy, name, finished):
     shutil.copy(part(copy.out, 1, 0), copy.out / "parts" / name)
-    reads = [lambda: summary(SummaryConfig(copy.out)), lambda: read_predictions(copy.out)]
-    if not finished:
+    reads = [lambda: score(copy)]
+    if finished:
+        reads += [lambda: summary(SummaryConfig(copy.out)), lambda: read_predictions(copy.out)]
+    else:
         (copy.out / "scores.json").unlink()
-        reads = [lambda: score(copy)]
     for read in reads:
         with pytest.raises(UserError) as caught:
             read()

@@ -15,6 +15,7 @@ from tiny_model import write_model
 
 from serve.score import score
 from serve.score_inputs import find_archives
+from shards import web_pages
 from shards.codec import encode
 from shards.console import UserError
 from shards.urls import path_of
@@ -22,13 +23,44 @@ from shards.urls import path_of
 
 class Quiet(SimpleHTTPRequestHandler):
     fetched: ClassVar[list[str]] = []  # by GET, with all bytes
+    sent: ClassVar[list[int]] = []  # bytes of an endless page
 
     def log_message(self, *_: object) -> None:
         pass
 
     def do_GET(self) -> None:
         self.fetched.append(self.path)
-        super().do_GET()
+        if self.path.startswith("/endless"):
+            self.send_endless()
+        elif self.path.startswith("/deep"):
+            self.send_page(b'<a href="x/">', "text/html")
+        elif self.path.startswith("/strange"):
+            self.send_page(b'<a href="0.png">', "text/html; charset=none")
+        else:
+            super().do_GET()
+
+    def send_page(self, data: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def send_endless(self) -> None:
+        """Without a length, as pages made on the way are sent."""
+        data = b'<a href="x.png">' * (1 << 12)
+        try:
+            self.send_page(b"", "text/html")
+            while len(self.sent) < 1000:
+                self.wfile.write(data)
+                self.sent.append(len(data))
+        except ConnectionError:
+            pass
+
+    def do_HEAD(self) -> None:
+        if self.path.startswith(("/endless", "/deep", "/strange")):
+            self.send_page(b"", "text/html")
+        else:
+            super().do_HEAD()
 
 
 @pytest.fixture
@@ -60,6 +92,25 @@ def test_the_rows_are_those_of_the_local_files(url: str, tmp_path: Path, name: s
 def test_a_folder_without_images_is_refused(url: str):
     with pytest.raises(UserError, match="no image and no archive in the folder http"):
         find_archives([path_of(f"{url}/none/")])
+
+
+def test_the_page_of_a_folder_is_read_up_to_a_limit(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(web_pages, "MAX_PAGE_BYTES", 1 << 20)
+    Quiet.sent.clear()
+    for named in ("endless/", "endless/*.png", "endless/?key=secret"):
+        with pytest.raises(UserError, match=r"/endless/?: the page .* over 1048576 bytes") as told:
+            find_archives([path_of(f"{url}/{named}")])
+        assert "secret" not in str(told.value)
+    assert sum(Quiet.sent) < 40 << 20  # and not all of the 1000 that each would give
+
+
+def test_folders_in_each_other_without_end_are_refused(url: str):
+    with pytest.raises(UserError, match=r"more than 64 folders in each other: http.*/deep/x/x/"):
+        find_archives([path_of(f"{url}/deep/")])
+
+
+def test_a_page_of_a_charset_that_nobody_knows_is_read(url: str):
+    assert [path.name for path in path_of(f"{url}/strange/").iterdir()] == ["0.png"]
 
 
 def test_an_archive_is_not_fetched_to_tell_that_it_is_no_folder(url: str, tmp_path: Path):

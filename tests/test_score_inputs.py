@@ -42,14 +42,16 @@ def packed(tmp_path: Path, name: str, members: dict[str, bytes]) -> bytes:
 def test_archives_in_archives_give_their_members(tmp_path, outer, inner):
     members = {"x.png": b"one", "y/z.png": b"two", "list.csv": b"a"}
     found = {"1.png": b"first", inner: packed(tmp_path, inner, members), "2.png": b"last"}
-    archive = only(WRITERS[outer](tmp_path / outer, found))
-    assert [(name, data) for name, _, data in contents(archive)] == [
-        ("1.png", b"first"),
-        (f"{inner}/x.png", b"one"),
-        (f"{inner}/y/z.png", b"two"),
-        ("2.png", b"last"),
-    ]
-    assert archive.skipped == {"other files": 1}
+    path = WRITERS[outer](tmp_path / outer, found)
+    for keep_names, called in ((False, "archive-1"), (True, inner)):
+        (archive,) = find_archives([path], keep_names=keep_names)
+        assert [(name, data) for name, _, data in contents(archive)] == [
+            ("1.png", b"first"),
+            (f"{called}/x.png", b"one"),
+            (f"{called}/y/z.png", b"two"),
+            ("2.png", b"last"),
+        ]
+        assert archive.skipped == {"other files": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([outer, "inner"])
 
 
@@ -60,7 +62,7 @@ def test_a_damaged_inner_archive_costs_its_rest_alone(tmp_path, outer, inner):
     members = {inner: whole[: len(whole) // 3], "z.png": b"last"}
     found = contents(only(WRITERS[outer](tmp_path / outer, members)))
     assert found[-1][2] == b"last"
-    assert found[-2][0] == inner
+    assert found[-2][0] == "archive-1"
     assert "the rest of this archive in the archive" in str(found[-2][2])
 
 
@@ -68,7 +70,7 @@ def test_an_archive_cut_short_in_an_archive_fails_the_run_which_scores_the_rest(
     inner = packed(tmp_path, "a.tar", pictures(4))
     images = pictures(2) | {"DOE.tar": inner[: len(inner) // 2], "ROE.tar": inner[:700]}
     path = write_tar(tmp_path / "o.tar", images | {"z.png": encode(picture(9), "png")})
-    told = r"^o.tar: archives in it that are cut short or damaged: 2 \("
+    told = r"^o.tar: archives in it that cannot be read to their ends: 2 \("
     for _ in range(2):  # the second finds the folder finished
         with pytest.raises(RunFailed, match=told) as caught:
             score(config(tmp_path, path))
@@ -80,18 +82,49 @@ def test_an_archive_cut_short_in_an_archive_fails_the_run_which_scores_the_rest(
     assert (found[-1]["member"], found[-1]["error"]) == ("z.png", None)
     said = score(config(tmp_path, path, dry_run=True)).lines()
     assert said[0].startswith(f"1 archives, {len(found)} inputs")
-    assert any("damaged: " in line and "cut short or damaged: 2" in line for line in said)
+    assert any("damaged: " in line and "read to their ends: 2" in line for line in said)
 
 
 def test_archives_nest_three_deep_and_no_further(tmp_path):
     data = packed(tmp_path, "a.tar", {"x.png": b"x"})
     for depth in (2, 3, 4):
         path = write_tar(tmp_path / "o.tar", {"a.tar": data})
-        found = contents(only(path))
+        archive = only(path)
+        found = contents(archive)
         assert len(found) == 1
         assert (found[0][2] == b"x") == (depth <= 3)
         data = path.read_bytes()
-    assert found[0][2] == "more than 3 archives in each other"
+    assert found[0][2].endswith("the archive: more than 3 archives in each other")
+    assert archive.damaged == ["more than 3 archives in each other"]  # so that the run fails
+
+
+@pytest.mark.parametrize("outer", NESTED)
+def test_archives_in_archives_are_called_by_their_numbers_there(tmp_path, outer):
+    """Their names are often those of patients; those of shards are not."""
+    png = pictures(1)
+    inmost = packed(tmp_path, "a.zip", png)
+    shard = "train/covid-radiography-train-000000.tar"
+    within = {"DOE^ANN.zip": inmost, shard: inmost, "POE.zip": inmost[:90]}
+    inner = packed(tmp_path, "a.tar", within)
+    members = {"DOE^JANE.tar": inner, "sub/ROE.tar": inner[:700], "OE.zip": b"", shard: b""}
+    path = WRITERS[outer](tmp_path / outer, members)
+    with pytest.raises(RunFailed, match="read to their ends: 5 "):
+        score(config(tmp_path, path))
+    found = [(row["member"], row["key"], row["error"] is None) for row in rows(tmp_path / "out")]
+    assert found == [
+        ("archive-1/archive-1/00000.png", "00000", True),
+        (f"archive-1/{shard}/00000.png", "00000", True),
+        ("archive-1/archive-3", "input-3", False),
+        ("archive-2/archive-1", "input-4", False),
+        ("archive-2", "input-5", False),
+        ("archive-3", "input-6", False),
+        (shard, "input-7", False),
+    ]
+    written = b"".join(f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file())
+    assert not re.search(rb"[DPR]OE|OE.zip", written)
+    with pytest.raises(RunFailed):
+        score(config(tmp_path, path, out="named", keep_names=True))
+    assert rows(tmp_path / "named")[0]["member"] == "DOE^JANE.tar/DOE^ANN.zip/00000.png"
 
 
 @pytest.mark.parametrize(("outer", "inner"), [("a.zip", "a.zip"), ("a.tar.gz", "a.zip")])
@@ -107,7 +140,9 @@ def test_a_compressed_inner_zip_over_the_memory_limit_is_refused(tmp_path, monke
     data = packed(tmp_path, "a.zip", {"x.png": b"x" * 50})
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 100)
     path = write_zip(tmp_path / "o.zip", {"a.zip": data})
-    assert "a zip in an archive" in str(contents(only(path))[0][2])
+    archive = only(path)
+    assert "a zip in an archive" in str(contents(archive)[0][2])
+    assert len(archive.damaged) == 1
     assert contents(only(write_tar(tmp_path / "o.tar", {"a.zip": data})))[0][2] == b"x" * 50
 
 
@@ -208,7 +243,7 @@ def test_archives_that_were_found_are_not_called_by_names_that_nobody_gave(tmp_p
         ("tree/archive-1", "dicom-"),
         ("tree/archive-2", ""),
         (shard.name, "00000."),
-        ("given.tar", "input-"),
+        ("given.tar", "archiv"),
         ("given.tar", "dicom-"),
     ]
     written = b"".join(f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file())

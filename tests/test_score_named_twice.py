@@ -8,6 +8,7 @@ from test_archives import contents, write_folder, write_tar
 from test_score import config, pictures, rows
 
 from serve.score import score
+from serve.score_folder import ScoreFolder
 from serve.score_inputs import find_archives
 from serve.summary import SummaryConfig, summary
 from shards.console import UserError
@@ -81,6 +82,35 @@ def test_the_same_glob_again_names_the_same(tmp_path, monkeypatch, pattern):
     assert summary(SummaryConfig(asked.out, top=1))
     with pytest.raises(UserError, match="no image and no archive matches"):
         find_archives([Path("out/*")])
+
+
+def test_a_folder_without_images_is_passed_over_where_a_glob_names_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("data"), {"a/x.png": b"x", "notes/read.txt": b"no image"})
+    Path("list.txt").write_text("data/*\n")
+    for named in (Path("data/*"), Path("@list.txt")):
+        (found,) = find_archives([named])
+        assert [name for name, _, _ in contents(found)] == ["x.png"]
+        said = "warning: no image and no archive in the folder data/notes (1 files); passed over\n"
+        assert capsys.readouterr().err == said
+    with pytest.raises(UserError, match=r"no image and no archive matches data/n\*"):
+        find_archives([Path("data/n*"), Path("data/a")])
+    with pytest.raises(UserError, match="no image and no archive in the folder data/notes"):
+        find_archives([Path("data/notes"), Path("data/a")])
+
+
+@pytest.mark.parametrize("pattern", ["*", "**"])
+def test_a_kill_before_anything_is_asked_for_is_in_no_globs_way(tmp_path, monkeypatch, pattern):
+    """A folder that is no folder of scores yet lies among the glob's matches."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path, pictures(2))
+    asked = config(tmp_path, Path(pattern))
+    with ScoreFolder(asked.out).locked():
+        pass
+    assert score(asked).rows == 2
+    assert score(asked).already_done
 
 
 @pytest.mark.usefixtures("inputs")

@@ -86,6 +86,7 @@ BAD = {
     "scores among the images": (["images", "--out", "images/out"], "images, which is scored"),
     "a CSV among the images": (["images", "--csv", "images/rows.csv"], "images, which is scored"),
     "a file as folder": (["--out", "a.tar"], "--out names a folder"),
+    "links in a circle as folder": (["--out", "circle"], "circle is a link that leads nowhere"),
     "a URL as folder": (["--out", "s3://bucket/x"], "allowed: a path on this machine"),
     "no such provider": (["--provider", "cuda"], "provider cuda needs"),
     "no TensorRT": (["--provider", "tensorrt"], "provider tensorrt needs"),
@@ -107,6 +108,7 @@ def test_each_bad_request_is_one_line_and_status_2(tmp_path, monkeypatch, capsys
     foreign_model(tmp_path / "f.onnx", channels=3)
     write_tar(tmp_path / "a.tar", pictures(1))
     write_folder(tmp_path / "images", pictures(1))
+    (tmp_path / "circle").symlink_to("circle")
     given = ["--model", "m.onnx", "--out", "out", "a.tar", "--provider", "cpu"]
     if name == "no archive" or "protocol" in name or "images" in name:
         given.remove("a.tar")
@@ -115,6 +117,17 @@ def test_each_bad_request_is_one_line_and_status_2(tmp_path, monkeypatch, capsys
     assert err.count("\n") == 1
     assert re.search(message, err)
     assert not (tmp_path / "out/scores.json").exists()
+
+
+def test_links_in_a_circle_leave_no_trace(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "rows.csv").symlink_to("rows.csv")
+    write_folder(tmp_path / "images", pictures(1))
+    given = ["score", "--model", write_model(tmp_path / "m.onnx"), "--provider", "cpu", "images"]
+    assert run_cli(monkeypatch, *given, "--out", "circle/out") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run_cli(monkeypatch, *given, "--out", "out", "--csv", "rows.csv") == 0
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])

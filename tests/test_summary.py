@@ -7,11 +7,13 @@ import pytest
 from PIL import Image
 from test_archives import write_tar
 from test_score import config, picture, pictures, rows
-from tiny_model import model_info, write_model
+from tiny_model import LABELS, model_info, write_model
 
 from serve.model_info import to_metadata
 from serve.score import score
-from serve.summary import HISTOGRAM_FILE, SHEET_FILE, SummaryConfig, summary
+from serve.score_folder import ScoreFolder
+from serve.summary import HISTOGRAM_FILE, SHEET_FILE, SummaryConfig, count_rows, summary
+from shards.codec import encode
 from shards.console import RunFailed, UserError
 from shards.preprocess import prepare
 
@@ -26,11 +28,42 @@ def test_the_summary_counts_and_the_sheet_shows_the_highest(tmp_path):
     assert all(any(label in line for line in lines) for label in counts)
     assert any("2  error: " in line for line in lines)
     assert Image.open(tmp_path / "out" / HISTOGRAM_FILE).width > 300
-    sheet = np.asarray(Image.open(tmp_path / "out" / SHEET_FILE))
-    best = max(rows(tmp_path / "out"), key=lambda row: row["prob_COVID-19"] or 0)
-    number = int(best["member"][:5])
-    if number % 3 != 2:  # JPEG loses something
-        assert (sheet[8 + 34 :][:192, 8:200] == prepare(picture(number, (64, 64)), None, 192)).all()
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_sheet_shows_the_highest_of_its_label_in_order(tmp_path, label):
+    members = {f"{i:05d}.png": encode(picture(i, (64, 64)), "png") for i in range(9)}
+    score(config(tmp_path, write_tar(tmp_path / "a.tar", members)))
+    summary(SummaryConfig(tmp_path / "out", top=4, label=label))
+    sheet = np.asarray(Image.open(tmp_path / "out" / SHEET_FILE))[22 + 8 + 34 :][:192]
+    best = sorted(rows(tmp_path / "out"), key=lambda row: row[f"prob_{label}"], reverse=True)
+    for place, row in enumerate(best[:4]):
+        shown = sheet[:, 8 + 200 * place :][:, :192]
+        assert (shown == prepare(picture(int(row["member"][:5]), (64, 64)), None, 192)).all()
+
+
+def test_the_histograms_count_each_score_once(tmp_path):
+    score(config(tmp_path, write_tar(tmp_path / "a.tar", pictures(9) | {"bad.png": b"none"})))
+    counts = count_rows(ScoreFolder(tmp_path / "out"), LABELS)
+    for label, found in zip(LABELS, counts.histograms, strict=True):
+        scores = [row[f"prob_{label}"] for row in rows(tmp_path / "out")]
+        bins = [int(score * len(found)) for score in scores if score is not None]
+        assert found.tolist() == [bins.count(place) for place in range(len(found))]
+
+
+def test_the_pictures_say_what_they_show(tmp_path, monkeypatch):
+    """The model is of synthetic radiographs, not what it scored."""
+    titles = []
+    monkeypatch.setattr("serve.summary.to_png", lambda f: titles.append(f.get_suptitle()) or b"")
+    score(config(tmp_path, write_tar(tmp_path / "a.tar", pictures(2))))
+    heads = []
+    for label in ("Normal", "COVID-19"):
+        summary(SummaryConfig(tmp_path / "out", top=1, label=label))
+        heads.append(np.asarray(Image.open(tmp_path / "out" / SHEET_FILE))[:28])
+    said = "2 rows, 0 of them errors; m.onnx (a model of synthetic radiographs)"
+    assert titles == [said, said]
+    assert all((head < 128).any() for head in heads)
+    assert (heads[0] != heads[1]).any()
 
 
 def test_summaries_that_cannot_be(tmp_path):
