@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import time
 import uuid
@@ -239,8 +240,30 @@ def name_start(store: dist.Store, rank: int, size: int) -> str:
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether an exchange failed because another rank has ended, or did not come in time."""
+    """Whether an exchange failed: mostly another rank has ended, or did not come in time."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def why_no_exchange(error: Exception) -> str:
+    """For people, of an error that is_lost_peer knows. NCCL gives all of its failures that type:
+    another process is at fault only where it says so (ncclRemoteError)."""
+    said = str(error)
+    if "NCCL error" not in said or "ncclRemoteError" in said:
+        return (
+            "another process of this run has ended, or did not answer in time; its own message "
+            "says why; the same command goes on from the last checkpoint"
+        )
+    *_, last = re.split("last error:", said, flags=re.IGNORECASE)
+    reason = one_line(last if last.strip() else said)[:500]
+    way_out = (
+        "give the container more shared memory (docker run --shm-size=1g)"
+        if "/dev/shm" in reason
+        else "NCCL_DEBUG=INFO tells more, and python -m bench doctor looks at the machine"
+    )
+    return (
+        f"NCCL cannot exchange between the GPUs ({reason}); {way_out}; the same command goes on "
+        "from the last checkpoint"
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
