@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.console import RunFailed, UserError, one_line
 from shards.order import rank_slice
+from train.device import choose_device
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
 
@@ -269,22 +270,3 @@ def why_no_exchange(error: Exception) -> str:
 def unwrap(model: nn.Module) -> nn.Module:
     """The network that World.wrap was given."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def choose_device(device: str, local_rank: int) -> torch.device:
-    """`auto`: this rank's GPU, or the CPU where there is none. UserError when cuda is not there."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if device not in ("auto", "cuda"):
-        raise UserError(f"no device {device!r}; there are: auto, cpu, cuda")
-    if not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda, but torch sees no GPU; take --device cpu or mend the driver"
-        )
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"local rank {local_rank}, but this machine has {torch.cuda.device_count()} GPUs; "
-            "start fewer processes (GPUS=n)"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
