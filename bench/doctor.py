@@ -21,6 +21,7 @@ import torch
 from bench.clock import Clock, Part
 from bench.config import BenchConfig, settle
 from bench.dali_parts import dali_parts
+from bench.gpu_node import gpu_problems
 from bench.images import ingest_raw, raw_images
 from bench.machine import (
     forward_flops,
@@ -30,7 +31,7 @@ from bench.machine import (
 )
 from bench.networks import build_pair, network_name
 from shards.codec import decode_grey
-from shards.console import progress
+from shards.console import progress, warn
 from shards.labels import CHESTXRAY14
 from shards.manifest import load_manifest, shard_path
 from shards.split_reader import SplitReader
@@ -52,8 +53,9 @@ EACH = ("warp", "forward", "backward", "optimiser")
 
 @dataclass(frozen=True)
 class DoctorBench(BenchConfig):
-    """Where the time of a training step goes: read, decode, resize, copy to the device, warp,
-    forward, backward, optimiser; each against a ceiling measured in the same run."""
+    """What keeps a machine with GPUs from using them, if anything does; then where the time of a
+    training step goes: read, decode, resize, copy to the device, warp, forward, backward,
+    optimiser; each against a ceiling measured in the same run."""
 
     number: int = 64
     """Use at most this many images."""
@@ -67,7 +69,8 @@ class DoctorBench(BenchConfig):
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The parts in order; step_ms: a whole step per copy; sentence: what holds it back."""
+    """The parts in order; step_ms: a whole step per copy; sentence: what holds it back; problems:
+    what keeps the machine from using its GPUs."""
 
     what: str
     parts: tuple[Part, ...]
@@ -75,11 +78,15 @@ class Diagnosis:
     sentence: str
     config: DoctorBench
     synthetic: bool
+    problems: list[str]
 
 
 def diagnose(config: DoctorBench) -> Diagnosis:
-    """Measure all parts."""
+    """Look at the GPUs, then measure all parts."""
     config = settle(config)
+    problems = gpu_problems()
+    for problem in problems:
+        warn(problem)
     torch.set_num_threads(config.workers)
     cv2.setNumThreads(1)  # as in the input's own threads
     with tempfile.TemporaryDirectory(prefix="cxrstack-bench-") as work:
@@ -92,7 +99,8 @@ def diagnose(config: DoctorBench) -> Diagnosis:
             once, store = _once(folder, config, clock)
             each, step_ms = _each(store, config, clock)
     parts = (*once, *each)
-    return Diagnosis(what, parts, step_ms, sentence(parts, step_ms), config, raw.synthetic)
+    said = sentence(parts, step_ms)
+    return Diagnosis(what, parts, step_ms, said, config, raw.synthetic, problems)
 
 
 def _once(folder: Path, config: DoctorBench, clock: Clock) -> tuple[list[Part], Store]:
@@ -183,8 +191,7 @@ def _spread(
 
 def _each(store: Store, config: DoctorBench, clock: Clock) -> tuple[list[Part], float]:
     """The parts of every step, and the whole step per copy."""
-    world = World("auto")
-    device, precision = world.device, Precision("auto", world.device)
+    device, precision = store.device, Precision("auto", store.device)
     set_cuda(device, tf32=True, few_shapes=True)
     model, _ = build_pair(config.architecture, len(CHESTXRAY14), quick=config.quick)
     model = model.to(device).train()
@@ -286,6 +293,7 @@ def print_diagnosis(found: Diagnosis) -> None:
         "parts": [asdict(part) for part in found.parts],
         "step_ms": found.step_ms,
         "sentence": found.sentence,
+        "gpu_problems": found.problems,
         "n": found.config.repeats,
         "machine": asdict(this_machine()),
         "versions": versions(),

@@ -26,6 +26,7 @@ from serve.explain.methods import Explainer
 from serve.explain.occlusion import Occlusion, Outputs
 from shards.labels import COVID
 from train.config import TrainConfig
+from train.device import choose_device
 from train.precision import Precision, set_cuda
 from train.warp import normalise
 
@@ -49,7 +50,7 @@ def measure(config: ExplainBench) -> Result:
     config = settle(config)
     torch.set_num_threads(config.workers)
     network = network_name(config.architecture, quick=config.quick)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto", 0)
     ours, plain = build_pair(config.architecture, len(COVID), quick=config.quick)
     ours, plain = ours.to(device).eval(), plain.to(device).eval()
     with tempfile.TemporaryDirectory(prefix="cxrstack-bench-") as folder:

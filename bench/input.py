@@ -21,7 +21,7 @@ from bench.result import Rates, Result, Side, interleave, rounded
 from shards.manifest import load_manifest
 from train.augment import EIGHT, NONE, Expansion
 from train.batch import micro_batches
-from train.dist import choose_device
+from train.device import choose_device
 from train.expand import Expander
 from train.load import load_store
 from train.store import InputConfig, Store

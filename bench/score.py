@@ -83,11 +83,12 @@ def measure(config: ScoreBench) -> Result:
         if device.type == "cuda":
             shards = from_shards(fp16, raw, config, work, settings, SHARD_IMAGES)
             monitor = Monitor(device)
-            on_gpu = {"gpu": measure_gpu(models, alone, shards, monitor, config.repeats)}
+            there = {name: side for name, side in models.items() if name != "ours, int8"}
+            on_gpu = {"gpu": measure_gpu(there, alone, shards, monitor, config.repeats)}
         archive = write_tar(work / "images.tar", raw.paths, 1 if config.quick else _TIMES)
         sides: dict[str, Side] = {
             "ours": whole_way(fp32, archive, work / "fp32", settings),
-            "ours, int8": whole_way(int8, archive, work / "int8", settings),
+            "ours, int8": whole_way(int8, archive, work / "int8", settings, "cpu"),
             "decoding alone": decoding_alone(archive, settings),
             "torchvision DataLoader, torch eager": data_loader(loader, plain, settings),
         }
@@ -99,7 +100,7 @@ def measure(config: ScoreBench) -> Result:
         what = (
             f"{network} at {config.size} x {config.size} with random weights, the peers in batches "
             f"of {config.batch}, model alone, --workers {config.workers}, on "
-            f"{provider_of(session)}; "
+            f"{provider_of(session)}, int8 always on the CPU; "
             f"end to end: {raw} -> scores, ours from a tar that holds them "
             f"{1 if config.quick else _TIMES} times, with the start of its processes, the peers "
             "from files"
@@ -156,7 +157,7 @@ def _alone(
 ) -> dict[str, Side]:
     return {
         "ours": ours_alone(fp32, images, settings),
-        "ours, int8": ours_alone(int8, images, settings),
+        "ours, int8": ours_alone(int8, images, settings, "cpu"),
         "torch eager fp32": torch_alone(plain, images, settings),
         "torch channels_last bf16": torch_alone(plain, images, settings, bf16=True),
         "onnxruntime with numpy batches": numpy_batches(fp32, images, settings),

@@ -18,7 +18,7 @@ from bench.result import Rates, Side, interleave
 from bench.score_sides import Settings, ours_alone, whole_way
 from serve.providers import GpuOptions, Provider
 from serve.quantise import to_fp16
-from shards.console import RunFailed, UserError
+from shards.console import RunFailed, UserError, one_line
 from train.warp import normalise
 
 SHARD_IMAGES = 20_000  # of a repetition from shards, that the start of processes is a small part
@@ -51,7 +51,13 @@ def half_sides(
         sides["ours, TensorRT fp16"] = ours_alone(fp32, images, settings, "tensorrt", half)
     except (UserError, RunFailed) as error:  # not there, or it does not take the network
         print(f"without TensorRT: {error}")
-    return sides | {"torch compiled fp16": compiled(plain, images, settings)}
+    side = compiled(plain, images, settings)
+    try:
+        side()
+    except RuntimeError as error:  # all that torch.compile raises, as where no C compiler is
+        print(f"without torch compiled: {one_line(str(error))}")
+        return sides
+    return sides | {"torch compiled fp16": side}
 
 
 def compiled(plain: nn.Module, images: np.ndarray, settings: Settings) -> Side:

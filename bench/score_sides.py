@@ -51,10 +51,15 @@ def ours_alone(
     gpu: GpuOptions = _GRAPH,
 ) -> Side:
     """As serve score runs it: batches of its own size, on the CPU as many at a time as there are
-    threads. images: (N, 1, S, S) uint8, prepared."""
-    sessions = open_sessions(path, provider, gpu)
-    network = Network(sessions, str(path), threads=settings.workers)
-    network.try_out()
+    threads, and without CUDA graphs where they do not run. images: (N, 1, S, S) uint8, prepared."""
+    network = Network(open_sessions(path, provider, gpu), str(path), threads=settings.workers)
+    try:
+        network.try_out()
+    except RunFailed as error:
+        if not gpu.graph or network.provider == "cpu":
+            raise
+        print(f"{path.name} without CUDA graphs: {error}")
+        return ours_alone(path, images, settings, provider, replace(gpu, graph=False))
     parts = [list(part[:, 0]) for part in _parts(images, network.batch)]
 
     def run() -> int:
@@ -107,12 +112,17 @@ def write_tar(path: Path, images: Sequence[Path], times: int) -> Path:
     return path
 
 
-def whole_way(model: Path, archive: Path, work: Path, settings: Settings) -> Side:
-    """`python -m serve score` in this process, with the start of its own processes; on one GPU, as
-    the model alone."""
+def whole_way(
+    model: Path, archive: Path, work: Path, settings: Settings, provider: Provider = "auto"
+) -> Side:
+    """`python -m serve score` in this process, with the start of its own processes; on one GPU and
+    in as many sessions there as the model alone has."""
     folders = fresh_folders(work)
-    asked = ScoreConfig(model, work, (archive,), workers=settings.workers, threads=settings.workers)
-    asked = replace(asked, gpus=1 if settings.device.type == "cuda" else None)
+    asked = ScoreConfig(model, work, (archive,), provider, workers=settings.workers)
+    if settings.device.type == "cuda" and provider != "cpu":
+        asked = replace(asked, gpus=1)
+    else:
+        asked = replace(asked, threads=settings.workers)
 
     def run() -> int:
         summary: Any = score(replace(asked, out=next(folders)))
@@ -181,7 +191,9 @@ def growth(
     for times in each:
         archive = write_tar(work / f"{times}.tar", images, times)
         arguments = ["score", "--model", model, "--out", next(folders), archive]
-        arguments += ["--workers", settings.workers, "--threads", settings.workers]
+        arguments += ["--workers", settings.workers]
+        if settings.device.type == "cpu":  # on a GPU they are sessions, of which two are enough
+            arguments += ["--threads", settings.workers]
         began = time.perf_counter()
         memory = peak_mb("serve", [str(argument) for argument in arguments])
         seconds = time.perf_counter() - began

@@ -21,7 +21,7 @@ from bench.machine import synchronise
 from bench.peers import kornia_copies
 from bench.result import Result, Side, interleave
 from train.augment import EIGHT, NONE
-from train.dist import choose_device
+from train.device import choose_device
 from train.expand import Copies, Expander
 from train.store import Store
 from train.warp import Warper, normalise

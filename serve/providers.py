@@ -22,6 +22,7 @@ import onnxruntime
 
 from serve.model_info import INPUT_NAME, PROBABILITIES_NAME, ModelInfo, from_metadata
 from shards.console import RunFailed, UserError, warn
+from shards.nvidia import has_gpu
 from shards.user_cache import user_cache
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -69,6 +70,12 @@ def create_session(
             return _create(model_path, "cuda", threads, gpu)
         except UserError as error:
             warn(f"{error}; going on with the CPU, as --provider auto allows")
+    elif has_gpu():
+        warn(
+            "this machine has a GPU, and its onnxruntime is the CPU's: going on with the CPU, as "
+            "--provider auto allows; onnxruntime-gpu takes its place (make setup ONNX=gpu in a new "
+            ".venv)"
+        )
     return _create(model_path, "cpu", threads, gpu)
 
 

@@ -139,6 +139,7 @@ def pretended_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
         "mem_get_info": (40 << 30, 80 << 30),
         "get_device_name": card.name,
         "get_device_capability": (9, 0),
+        "get_arch_list": ["sm_90"],
         "get_device_properties": card,
         "is_bf16_supported": True,
     }

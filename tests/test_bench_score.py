@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bench import scale, score_sides
+from bench import scale, score, score_gpu, score_sides
 from bench.images import raw_images
 from bench.networks import build_pair
 from bench.result import Rates
@@ -53,19 +53,100 @@ def test_energy_is_that_of_1000_images():
     assert joules_per_1000(meter.side, Silent(), meter.clock) is None
 
 
-@pytest.mark.parametrize(("device", "gpus"), [("cuda", 1), ("cpu", None)])
-def test_the_whole_way_has_the_one_gpu_of_the_model_alone(tmp_path, monkeypatch, device, gpus):
-    """Of a machine with eight the whole way took all: 800 % of the model's own rate."""
+@pytest.mark.parametrize(
+    ("device", "provider", "gpus", "threads"),
+    [("cuda", "auto", 1, None), ("cuda", "cpu", None, 16), ("cpu", "auto", None, 16)],
+)
+def test_the_whole_way_has_the_one_gpu_of_the_model_alone(
+    tmp_path, monkeypatch, device, provider, gpus, threads
+):
+    """Of a machine with eight the whole way took all: 800 % of the model's own rate; and on one a
+    session, with its memory, for each of the machine's cores."""
     asked = []
 
     def score(config):
-        asked.append(config.gpus)
+        asked.append((config.provider, config.gpus, config.threads))
         return SimpleNamespace(errors=0, rows=3)
 
     monkeypatch.setattr(score_sides, "score", score)
-    settings = Settings(4, 1, 64, 32, torch.device(device))
-    assert whole_way(tmp_path / "m.onnx", tmp_path / "a.tar", tmp_path, settings)() == 3
-    assert asked == [gpus]
+    settings = Settings(4, 16, 64, 32, torch.device(device))
+    assert whole_way(tmp_path / "m.onnx", tmp_path / "a.tar", tmp_path, settings, provider)() == 3
+    assert asked == [(provider, gpus, threads)]
+
+
+def test_int8_is_measured_on_the_cpu_which_it_is_for(tmp_path, monkeypatch):
+    asked = {}
+
+    def alone(path, images, settings, provider="auto"):
+        asked[path.name] = provider
+        return lambda: 4
+
+    monkeypatch.setattr(score, "ours_alone", alone)
+    for name in ("torch_alone", "numpy_batches"):
+        monkeypatch.setattr(score, name, lambda *_, **__: lambda: 4)
+    settings = Settings(4, 1, 64, 32, torch.device("cuda"))
+    images = np.zeros((4, 1, 32, 32), np.uint8)
+    score._alone(tmp_path / "fp32", tmp_path / "int8", torch.nn.Identity(), images, settings)
+    assert asked == {"fp32": "auto", "int8": "cpu"}
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cuda", []), ("cpu", ["--threads", "16"])])
+def test_growth_has_as_many_sessions_as_the_command_by_itself(
+    tmp_path, monkeypatch, device, threads
+):
+    asked = []
+    monkeypatch.setattr(score_sides, "peak_mb", lambda module, words: asked.append(words) or 1.0)
+    (tmp_path / "a.png").touch()
+    settings = Settings(4, 16, 64, 32, torch.device(device))
+    score_sides.growth(tmp_path / "m.onnx", [tmp_path / "a.png"], tmp_path, settings, (1,))
+    (words,) = asked
+    assert words[-2 - len(threads) :] == ["--workers", "16", *threads]
+
+
+def test_ours_goes_on_without_cuda_graphs_where_they_do_not_run(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    class Stub:
+        provider, batch = "cuda", 4
+
+        def __init__(self, sessions, model, threads):
+            self.graph = sessions
+
+        def try_out(self):
+            if self.graph:
+                raise RunFailed("the network does not run: operation not permitted")
+
+    def open_sessions(path, provider, gpu):
+        asked.append(gpu.graph)
+        return gpu.graph
+
+    monkeypatch.setattr(score_sides, "Network", Stub)
+    monkeypatch.setattr(score_sides, "open_sessions", open_sessions)
+    settings = Settings(4, 1, 64, 32, torch.device("cuda"))
+    images = np.zeros((4, 1, 32, 32), np.uint8)
+    score_sides.ours_alone(tmp_path / "m.onnx", images, settings)
+    assert asked == [True, False]
+    assert "m.onnx without CUDA graphs: the network does not run" in capsys.readouterr().out
+
+
+def test_a_peer_that_does_not_run_on_this_gpu_is_left_out_aloud(tmp_path, monkeypatch, capsys):
+    def alone(path, images, settings, provider, gpu=None):
+        if provider == "tensorrt":
+            raise RunFailed("TensorRT builds no engine")
+        return lambda: 4
+
+    def lacking() -> int:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(score_gpu, "ours_alone", alone)
+    monkeypatch.setattr(score_gpu, "compiled", lambda *_: lacking)
+    images = np.zeros((4, 1, 32, 32), np.uint8)
+    settings = Settings(4, 1, 64, 32, torch.device("cuda"))
+    sides = half_sides(tmp_path / "a", tmp_path / "b", torch.nn.Identity(), images, settings)
+    assert set(sides) == {"ours, fp16"}
+    said = capsys.readouterr().out
+    assert "without TensorRT: TensorRT builds no engine" in said
+    assert "without torch compiled: Failed to find C compiler. Please specify via CC" in said
 
 
 def test_process_batch_resizes_as_torchxrayvisions_networks_do(tmp_path, monkeypatch):

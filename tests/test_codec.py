@@ -183,3 +183,23 @@ def test_header_and_signature():
     assert (header.format, header.mode, header.width, header.height) == ("PNG", "L", 50, 30)
     assert is_htj2k(encode(smooth(8, 8), "htj2k"))
     assert not is_htj2k(data)
+
+
+@pytest.mark.parametrize("shape", [(512, 624), (40, 30), (1, 1)])
+def test_htj2k_is_of_the_kind_that_nvjpeg2000_decodes(shape):
+    """Its library refuses other profiles, several layers, SOP and EPH markers, and code blocks that
+    are not all HT; DALI would then decode on the CPU without a word."""
+    data = encode(np.random.default_rng(0).integers(0, 256, shape, np.uint8), "htj2k")
+    at, found = data.index(b"\xff\x4f") + 2, {}
+    while (marker := data[at : at + 2]) != b"\xff\x90":  # the first tile
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        found[marker[1]] = data[at + 4 : at + 2 + length]
+        at += 2 + length
+    size, capabilities, style = found[0x51], found[0x50], found[0x52]
+    assert size[:2] == b"\x40\x00"  # Rsiz: HTJ2K, no profile
+    assert size[2:10] == size[18:26]  # one tile
+    assert size[34:36] == b"\x00\x01"  # one component
+    assert capabilities == b"\x00\x02\x00\x00" + b"\x00\x02"  # all HT, one set, reversible
+    assert style[0] & 6 == 0  # neither SOP nor EPH
+    assert style[2:4] == b"\x00\x01"  # layers
+    assert (style[6], style[7], style[8]) == (4, 4, 64)  # blocks of 64 x 64, HT

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from shards.codec import decode_grey
 from shards.console import RunFailed
@@ -85,3 +86,27 @@ def test_an_image_that_changes_is_named_whatever_its_place_in_a_chunk(reader):
     reader.checksums[11] += 1
     with pytest.raises(RunFailed, match=f"has changed under the run .image {reader.keys[11]}"):
         list(decode_images(reader, [np.arange(20)], 32, 2))
+
+
+class Nothing:
+    """Stands for a pipeline that has no more images."""
+
+    def build(self) -> None: ...
+
+    def run(self) -> None:
+        raise StopIteration
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda:1", 1), ("cuda", 0), ("cpu", None)])
+def test_the_thread_that_dali_decodes_in_is_on_its_own_gpu(monkeypatch, device, number):
+    input_dali = pytest.importorskip("train.input_dali", reason="DALI is not installed")
+    done: list[object] = []
+
+    def pipeline(encoded, gpu, *, num_threads, device_id):
+        done.append((gpu, device_id))
+        return Nothing()
+
+    monkeypatch.setattr(input_dali, "_pipeline", pipeline)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    assert list(input_dali.decoder_for(torch.device(device))(Shards(), [], 32, 2)) == []
+    assert done == ([(False, None)] if number is None else [number, (True, number)])

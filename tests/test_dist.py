@@ -1,6 +1,7 @@
 """train.dist and train.step: a world of one, and two processes that end as one does."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -16,10 +17,10 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import train.dist
-from shards.console import RunFailed, UserError
+from shards.console import RunFailed
 from shards.order import rank_slice
 from train.augment import EIGHT, Augment, Expansion
-from train.dist import World, choose_device, name_start
+from train.dist import World, is_lost_peer, name_start, why_no_exchange
 from train.expand import Expander
 from train.precision import Precision
 from train.step import Stepper
@@ -75,15 +76,38 @@ def test_a_rank_meets_the_others_on_its_own_gpu_and_waits_for_none_when_it_fails
     assert left == [device]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_cuda_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="torch sees no GPU; take --device cpu"):
-        choose_device("cuda", 0)
+NCCL = "NCCL error in: /pytorch/NCCLUtils.cpp:94, {}, NCCL version 2.30.7\n{}: ...\nLast error:\n{}"
+SEGMENT = "Error while creating shared memory segment /dev/shm/nccl-1YsMbG (size 9637888)"
+TWICE = "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 86000"
 
 
-def test_an_unknown_device_is_named():
-    with pytest.raises(UserError, match="no device 'tpu'; there are: auto, cpu, cuda"):
-        choose_device("tpu", 0)
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            NCCL.format("unhandled system error", "ncclSystemError", SEGMENT),
+            rf"NCCL cannot .*\({re.escape(SEGMENT)}\); give .*more shared memory.*--shm-size=1g",
+        ),
+        (
+            NCCL.format("invalid usage", "ncclInvalidUsage", TWICE),
+            rf"NCCL cannot .*\({TWICE}\); NCCL_DEBUG=INFO tells more",
+        ),
+        (
+            NCCL.format("invalid usage", "ncclInvalidUsage", ""),
+            r"NCCL cannot .*\(NCCL error in: .* ncclInvalidUsage: \.\.\. Last error:\); NCCL_DEBUG",
+        ),
+        (
+            NCCL.format("remote process exited", "ncclRemoteError", "peer closed connection"),
+            "another process of this run has ended",
+        ),
+        ("wait timeout after 600000ms, keys: /default_pg/0//cuda//nccl", "another process of this"),
+    ],
+    ids=["shared memory", "MIG", "nothing said", "remote", "store"],
+)
+def test_what_nccl_lacks_here_is_not_laid_on_another_process(said, line):
+    error = dist.DistBackendError(said)
+    assert is_lost_peer(error)
+    assert re.match(line, why_no_exchange(error))
 
 
 def toy_store() -> Store:

@@ -1,4 +1,5 @@
-"""Occlusion: the windows, what a flip is, and batches against one window at a time."""
+"""Occlusion: the windows, what a flip is, and batches against one window at a time; and memory that
+runs out in any explanation."""
 
 import numpy as np
 import pytest
@@ -6,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet
 
-from serve.explain.methods import Explainer
+from serve.explain.methods import Explained, Explainer
 from serve.explain.occlusion import Occlusion, Outputs, windows
+from shards.console import RunFailed
+from train.models import build_model
 from train.warp import normalise
 
 CPU = torch.device("cpu")
@@ -102,3 +105,25 @@ def test_batches_give_the_calls_of_one_window_at_a_time(target):
     explained = Explainer("occlusion", net, 64, outputs)(image[None], [target])
     np.testing.assert_array_equal(explained.maps[0], found.flips)
     assert explained.notes[0]["windows"] == found.windows
+
+
+def test_memory_that_runs_out_halves_the_images_at_once(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64), np.uint8)
+    model, classes = build_model("squeezenet1_1", 3).eval(), [0, 1, 2, 0, 1]
+    made = Explainer("gradcam", model, 64, Outputs(exclusive=True))
+    expected, real = made(images, classes), made.explain
+    sizes, room = [], [2]
+
+    def limited(part: np.ndarray, targets: list[int]) -> Explained:
+        sizes.append(len(part))
+        if len(part) > room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(part, targets)
+
+    monkeypatch.setattr(made, "explain", limited)
+    np.testing.assert_allclose(made(images, classes).maps, expected.maps, atol=1e-5)
+    assert sizes == [4, 2, 2, 1]
+    room[0] = 0
+    said = r"a single image \(CUDA out of memory\. Tried .*; CUDA_VISIBLE_DEVICES= hides"
+    with pytest.raises(RunFailed, match=said):
+        made(images, classes)

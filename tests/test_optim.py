@@ -99,6 +99,46 @@ def test_an_optimiser_moves_what_the_phase_trains(name, kind):
     assert model.fc.weight.grad is None
 
 
+@pytest.fixture
+def unwritten():
+    """Memory that nobody has written is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_first_step_that_the_scaler_skips_leaves_no_trace(unwritten, name):
+    skipping, plain = net(), net()
+    losses = {skipping: (float("inf"), 1.0, 1.0), plain: (1.0, 1.0)}
+    for model, factors in losses.items():
+        optim = build_optim(OptimConfig(name), model, ALL)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        for factor in factors:
+            clear_gradients(optim)
+            scaler.scale(model.fc.weight.sum() * factor).backward()
+            scaler.step(optim)
+            scaler.update()
+    torch.testing.assert_close(skipping.fc.weight, plain.fc.weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgds_steps_are_those_of_torchs_unfused(momentum):
+    ours, theirs = net(), net()
+    optims = [
+        build_optim(OptimConfig(momentum=momentum), ours, ALL),
+        torch.optim.SGD(theirs.parameters(), lr=0.1, weight_decay=0.01, momentum=momentum),
+    ]
+    for step in range(3):
+        for model, optim in zip((ours, theirs), optims):
+            torch.manual_seed(step)
+            clear_gradients(optim)
+            backward(model)
+            optim.step()
+    for one, other in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(one, other)
+
+
 def test_clipping_bounds_the_common_norm():
     model = net()
     backward(model)

@@ -34,7 +34,10 @@ def exhausted(limit: int):
 
 def test_out_of_memory_names_the_setting(tiny_shards, tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.models.DenseNet, "forward", exhausted(5))
-    with pytest.raises(RunFailed, match=r"lower --micro-batch \(now 64\).* --auto-micro-batch"):
+    said = r"64 images at once \(CUDA out of memory. Tried to allocate 20.00 MiB\); "
+    with pytest.raises(
+        RunFailed, match=said + r"lower --micro-batch \(now 64\).* --auto-micro-batch"
+    ):
         trained(tiny_shards, tmp_path / "run")
 
 
@@ -91,7 +94,7 @@ def test_one_of_many_processes_records_the_smaller_size_and_ends(tmp_path, capsy
     with pytest.raises(UserError, match=r"micro-batch\.json is damaged"):
         assert size.now
     with pytest.raises(RunFailed, match=r"lowered it to 32: the same command .* goes on"):
-        size.halve(64, alone=False)
+        size.halve(64, "CUDA out of memory", alone=False)
     assert MicroBatch(tmp_path, 64, auto=True).now == 32
     assert MicroBatch(tmp_path, 48, auto=True).now == 48  # mended settings begin anew
 
@@ -103,6 +106,9 @@ def test_one_of_many_processes_records_the_smaller_size_and_ends(tmp_path, capsy
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+        "GET was unable to find an engine to execute this computation",
     ],
 )
 def test_memory_that_runs_out_is_known_by_its_message(message):

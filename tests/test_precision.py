@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from shards.console import UserError
 from train.precision import Precision, best_precision, set_cuda
 
 GPU = torch.device("cuda")
@@ -63,3 +64,8 @@ def test_auto_on_a_gpu_is_bf16_where_it_is_not_emulated(monkeypatch, there, name
     )
     assert best_precision(GPU) == name
     assert asked == [{"including_emulation": False}]
+    if there:
+        assert Precision("bf16", GPU).name == "bf16"
+    else:
+        with pytest.raises(UserError, match="precision bf16 needs a GPU from Ampere on"):
+            Precision("bf16", GPU)

@@ -56,11 +56,17 @@ def test_onnx_runtime_keeps_nothing_to_send(tmp_path):
     assert not list(tmp_path.rglob("*onnxruntime*"))
 
 
-def test_cpu_and_auto_without_a_gpu(tmp_path, monkeypatch):
+@pytest.mark.parametrize("there", [False, True])
+def test_cpu_and_auto_without_cuda(tmp_path, monkeypatch, capsys, there):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("serve.providers.has_gpu", lambda: there)
     path = write_model(tmp_path / "m.onnx")
-    for provider in ("cpu", "auto"):
-        assert provider_of(create_session(path, provider, 1)) == "cpu"
+    assert provider_of(create_session(path, "cpu", 1)) == "cpu"
+    assert capsys.readouterr().err == ""
+    assert provider_of(create_session(path, "auto", 1)) == "cpu"
+    said = capsys.readouterr().err
+    assert ("this machine has a GPU, and its onnxruntime is the CPU's" in said) == there
+    assert there or not said
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -26,7 +26,7 @@ from shards.console import RunFailed, UserError, run
 from shards.console import parse as parse_flags
 from train.compare import CompareCommand, compare, stdout
 from train.config import TrainConfig, check_config, without_skipped
-from train.dist import World, is_lost_peer
+from train.dist import World, is_lost_peer, why_no_exchange
 from train.loop import Trainer
 from train.preview import PreviewCommand, preview
 from train.recipes import RECIPES, recipe
@@ -127,10 +127,7 @@ def train(command: TrainCommand) -> None:
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        raise RunFailed(
-            "another process of this run has ended, or did not answer in time; its own message "
-            "says why; the same command goes on from the last checkpoint"
-        ) from error
+        raise RunFailed(why_no_exchange(error)) from error
     finally:
         world.close(failed=failed)
     if world.is_first:

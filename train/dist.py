@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import time
 import uuid
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.console import RunFailed, UserError, one_line
 from shards.order import rank_slice
+from train.device import choose_device
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
 
@@ -239,29 +241,32 @@ def name_start(store: dist.Store, rank: int, size: int) -> str:
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether an exchange failed because another rank has ended, or did not come in time."""
+    """Whether an exchange failed: mostly another rank has ended, or did not come in time."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def why_no_exchange(error: Exception) -> str:
+    """For people, of an error that is_lost_peer knows. NCCL gives all of its failures that type:
+    another process is at fault only where it says so (ncclRemoteError)."""
+    said = str(error)
+    if "NCCL error" not in said or "ncclRemoteError" in said:
+        return (
+            "another process of this run has ended, or did not answer in time; its own message "
+            "says why; the same command goes on from the last checkpoint"
+        )
+    *_, last = re.split("last error:", said, flags=re.IGNORECASE)
+    reason = one_line(last if last.strip() else said)[:500]
+    way_out = (
+        "give the container more shared memory (docker run --shm-size=1g)"
+        if "/dev/shm" in reason
+        else "NCCL_DEBUG=INFO tells more, and python -m bench doctor looks at the machine"
+    )
+    return (
+        f"NCCL cannot exchange between the GPUs ({reason}); {way_out}; the same command goes on "
+        "from the last checkpoint"
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network that World.wrap was given."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def choose_device(device: str, local_rank: int) -> torch.device:
-    """`auto`: this rank's GPU, or the CPU where there is none. UserError when cuda is not there."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if device not in ("auto", "cuda"):
-        raise UserError(f"no device {device!r}; there are: auto, cpu, cuda")
-    if not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda, but torch sees no GPU; take --device cpu or mend the driver"
-        )
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"local rank {local_rank}, but this machine has {torch.cuda.device_count()} GPUs; "
-            "start fewer processes (GPUS=n)"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)

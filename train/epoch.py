@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shards.console import Advance, RunFailed
+from shards.console import Advance, RunFailed, one_line
 from shards.order import global_batch, samples_of, steps_per_epoch
 from train.checkpoint import Tensors
 from train.config import Stage
@@ -108,8 +108,10 @@ class PhaseRun:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            reason = one_line(str(error).split("\n")[0])
         # Behind the handler, whose traceback holds the step's activations.
-        smaller = self.micro_batch.halve(self.stepper.micro_batch, alone=world.size == 1)
+        tried = self.stepper.micro_batch
+        smaller = self.micro_batch.halve(tried, reason, alone=world.size == 1)
         self.statistics.restore()
         self.stepper = replace(self.stepper, micro_batch=smaller)
         self.stepper.expect(self.batches[self.at.step :])  # what was made ready is taken already

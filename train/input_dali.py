@@ -46,12 +46,12 @@ def _decode_images(
     threads: int,
 ) -> Iterator[Tensor]:
     """For each chunk of at most CHUNK positions its images (n, S, S) uint8, in order."""
-    gpu = device.type == "cuda"
+    number = device.index or 0 if device.type == "cuda" else None
+    if number is not None:
+        # A thread of its own (train/ahead.py) begins with GPU 0, and would make a context there.
+        torch.cuda.set_device(number)
     pipeline = _pipeline(
-        _encoded(reader, chunks),
-        gpu,
-        num_threads=threads,
-        device_id=device.index or 0 if gpu else None,
+        _encoded(reader, chunks), number is not None, num_threads=threads, device_id=number
     )
     try:
         pipeline.build()
@@ -60,7 +60,7 @@ def _decode_images(
                 (batch,) = pipeline.run()
             except StopIteration:
                 return
-            yield _on_gpu(batch, size, device) if gpu else _on_cpu(batch, size)
+            yield _on_cpu(batch, size) if number is None else _on_gpu(batch, size, device)
     except RuntimeError as error:
         raise RunFailed(f"DALI: {str(error).splitlines()[0]}") from error
 

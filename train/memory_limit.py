@@ -10,12 +10,16 @@ from train.runs import read_json
 from train.settings import write_json
 
 # What torch's allocators and CUDA's libraries say, where the type is RuntimeError or torch's
-# AcceleratorError.
+# AcceleratorError. cuDNN 9 has another name for it than 8; and where each of its algorithms ran out
+# of memory, torch says that it found none (so it does where another cuDNN than its own is loaded:
+# what was said is passed on).
 _MESSAGES = (
     "can't allocate memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
 )
 _LEAST = 4  # images at once; batch norm has noise for statistics below it
 
@@ -50,20 +54,22 @@ class MicroBatch:
         found = read_json(self._path)
         return int(found["micro_batch"]) if found.get("asked") == self._asked else self._asked
 
-    def halve(self, tried: int, *, alone: bool) -> int:
+    def halve(self, tried: int, reason: str, *, alone: bool) -> int:
         """The next size to try. RunFailed without --auto-micro-batch, when there is none smaller,
         and with other processes: those wait for this one's gradients, so that all begin again.
+        reason: what the error says.
         """
         smaller = max(_LEAST, tried // 2)
         if not self._auto:
             raise RunFailed(
-                f"out of memory with {tried} images at once; lower --micro-batch (now {tried}) in "
-                "a new run, or give this one --auto-micro-batch, which halves it and goes on"
+                f"out of memory with {tried} images at once ({reason}); lower --micro-batch (now "
+                f"{tried}) in a new run, or give this one --auto-micro-batch, which halves it and "
+                "goes on"
             )
         if smaller == tried:
             raise RunFailed(
-                f"out of memory with {tried} images at once, the least; lower --size, or take "
-                "--input.store host"
+                f"out of memory with {tried} images at once, the least ({reason}); lower --size, "
+                "or take --input.store host"
             )
         write_json(self._path, {"micro_batch": smaller, "asked": self._asked})
         if not alone:

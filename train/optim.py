@@ -59,7 +59,13 @@ def build_optim(config: OptimConfig, model: nn.Module, phase: Phase) -> torch.op
     if config.name not in builders:
         known = ", ".join([*builders, "apex-sgd", "apex-adam"])
         raise UserError(f"no optimiser {config.name!r}; there are: {known}")
-    return builders[config.name](parameters, fused=True, **values)
+    optim = builders[config.name](parameters, fused=True, **values)
+    if config.name == "sgd" and config.momentum:
+        # torch's fused SGD has memory that nobody wrote for momentum where fp16's scaler skips the
+        # first step, and the next one adds it to the weights. From zero the first step is the same.
+        for parameter in parameters:
+            optim.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optim
 
 
 def check_optim(config: OptimConfig, device: torch.device) -> None:

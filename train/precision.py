@@ -19,6 +19,9 @@ class Precision:
             raise UserError(f"no precision {name!r}; there are: {', '.join(CHOICES)}")
         if name == "fp16" and device.type == "cpu":
             raise UserError("precision fp16 needs a GPU; on a CPU take auto, bf16 or fp32")
+        if name == "bf16" and device.type == "cuda" and best_precision(device) != name:
+            # cuDNN has no convolution in it there: it "was unable to find an engine".
+            raise UserError("precision bf16 needs a GPU from Ampere on (8.0); take auto or fp16")
         self.name = best_precision(device) if name == "auto" else name
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")

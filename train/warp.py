@@ -62,7 +62,7 @@ def fused_warp() -> Callable[[Tensor, Copies, torch.dtype], Tensor] | None:
     except expected as error:
         warn(
             f"the fused GPU warp cannot be built ({error}), so torch's grid_sample warps, several "
-            "times slower; it needs the package triton and a C compiler"
+            "times slower; it needs the package triton, a C compiler and Python.h (python3-dev)"
         )
         return None
     return warp_fused

@@ -133,15 +133,14 @@ def explain(config: ExplainConfig) -> None:
 
 def load(run: Path, stage: str | None, methods: Sequence[str], precision: str) -> Explaining:
     """The run's model with these methods, on a GPU where there is one."""
-    import torch
-
     from serve.explain.methods import Explainer
     from serve.explain.occlusion import Outputs
+    from train.device import choose_device
     from train.precision import set_cuda
     from train.runs import load_run_model
 
     model, spec = load_run_model(run, stage)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto", 0)
     if device.type == "cpu":
         malloc.keep_all()
     set_cuda(device, tf32=False, few_shapes=False)  # fp32 is fp32; occlusion has many shapes

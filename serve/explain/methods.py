@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from serve.explain.gradcam import Cam, GradCam
 from serve.explain.lrp import Lrp
 from serve.explain.occlusion import Occluded, Occlusion, Outputs
-from shards.console import UserError
+from shards.console import RunFailed, UserError, one_line
+from train.memory_limit import is_out_of_memory
 from train.precision import Precision
 from train.warp import normalise
 
@@ -53,14 +54,37 @@ class Explainer:
         self.explain = self._make(method, model, size, outputs, precision)
 
     def __call__(self, images: np.ndarray, targets: Sequence[int]) -> Explained:
-        """images: (N, S, S) uint8, prepared; targets: the class to explain of each image."""
-        maps, notes = [], []
-        for start in range(0, len(images), self.step):
-            part = slice(start, start + self.step)
-            found = self.explain(images[part], targets[part])
+        """images: (N, S, S) uint8, prepared; targets: the class to explain of each image. RunFailed
+        where the memory is too small for a single image."""
+        maps: list[np.ndarray] = []
+        notes: list[dict[str, Any]] = []
+        while len(notes) < len(images):
+            part = slice(len(notes), len(notes) + self.step)
+            found = self._tried(images[part], targets[part])
+            if found is None:
+                continue  # with fewer at once
             maps.append(found.maps)
             notes += found.notes
         return Explained(np.concatenate(maps), notes)
+
+    def _tried(self, images: np.ndarray, targets: Sequence[int]) -> Explained | None:
+        """None where memory ran out, and the next try takes half as many."""
+        try:
+            return self.explain(images, targets)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = one_line(str(error).split("\n")[0])
+        # Behind the handler, whose traceback holds the activations.
+        if self.step == 1:
+            raise RunFailed(
+                f"out of memory with a single image ({reason}); CUDA_VISIBLE_DEVICES= hides the "
+                "GPU, so that the CPU explains"
+            )
+        self.step //= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _make(
         self, method: str, model: nn.Module, size: int, outputs: Outputs, precision: str
