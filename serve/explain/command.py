@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
+from serve.again import options_given
 from serve.decode import DecodePool, Task
 from serve.explain.overlay import encode, overlay, strip
 from serve.explain.subjects import (
@@ -250,6 +251,7 @@ def _summary(
     failed: list[dict[str, str]],
 ) -> bytes:
     spec = ready.spec
+    images = ["IMAGE..."] if config.images else []  # their names may be those of patients
     content = {
         "format_version": FORMAT_VERSION,
         "run": config.run.resolve().name,
@@ -261,6 +263,7 @@ def _summary(
         "size": spec.size,
         "methods": list(ready.explainers),
         "where": config.where,
+        "options": [*options_given(config, ("run", "out", "images")), *images],
         "items": items,
         "failed": failed,
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serve.again import options_given
 from serve.evaluation_tables import to_csv
 from serve.explain.command import decoded_batches, load, probabilities_of
 from serve.explain.features import (
@@ -115,6 +116,7 @@ def features(config: FeaturesConfig) -> Path:
         "epochs": EPOCHS,
         "grid": GRID,
         "classes": [names[i] for i in used],
+        "options": options_given(config, ("run", "shards", "out")),
         "points": rows,
         "cells": _cells(som, names),
     }
