@@ -147,6 +147,17 @@ def test_everything_there_is_told_in_words_too(run):
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
 
 
+def test_images_of_unknown_patients_are_not_counted_as_patients(run):
+    everything(run)
+    path = run / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["bootstrap"] |= {"unit": "patient", "units": 44, "lone_images": 15}
+    path.write_text(json.dumps(metrics))
+    text = Page(write_report(ReportConfig((run,)))).text
+    assert text.count("29 patients and 15 images of unknown patients") == 3
+    assert "44 patients" not in text
+
+
 def test_it_tells_the_options_to_make_all_of_it_again(run):
     everything(run)
     for name, options in (
