@@ -231,6 +231,6 @@ def _som_picture(som: SomMap, names: Sequence[str], used: list[int]) -> bytes:
     ax.set_aspect("equal")
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.set_title("Self-organising map: majority class, size = share", fontsize=10)
+    ax.set_title("Self-organising map: majority class, size = images", fontsize=10)
     figure.legend(loc="outside right upper", fontsize=8)
     return to_png(figure)
