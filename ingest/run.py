@@ -48,7 +48,7 @@ from ingest.spool import FOLDER_NAME as SPOOL
 from ingest.spool import Entry, Spool, differences, remove_spool
 from ingest.tables import excluded_row
 from shards.codec import BadImage
-from shards.console import Advance, RunFailed, UserError, progress, stderr, warn
+from shards.console import Advance, RunFailed, UserError, first_few, progress, stderr, warn
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest
 from shards.rectangles import read_rectangles
@@ -258,10 +258,10 @@ def _lacking(
 
 def _missing_message(missing: Sequence[str], wanted: int, source: Source) -> str:
     files = [name for name, _ in source.inventory()]
-    some = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     return (
         f"{len(missing)} of {wanted} images are missing, such as {', '.join(missing[:3])}; there "
-        f"are {some}; complete the download, or add --allow-missing (what is encoded is kept)"
+        f"are {first_few(files)}; complete the download, or add --allow-missing "
+        "(what is encoded is kept)"
     )
 
 

@@ -255,9 +255,12 @@ def _check_begun(folder: Path, asked: Mapping[str, Any]) -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The settings that differ, as `name was old, now new`."""
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return "; ".join(
-        f"{name}{_MEANINGS.get(name, '')} was {old.get(name)}, now {new.get(name)}"
-        for name in names
-    )
+    """The settings that differ, as `name was old, now new`; of a part, only what differs in it."""
+    found = []
+    for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found.append(f"{name}: {differences(was, now)}")
+        else:
+            found.append(f"{name}{_MEANINGS.get(name, '')} was {was}, now {now}")
+    return "; ".join(found)

@@ -13,7 +13,7 @@ from scipy.special import bdtr
 from serve.delong import AreaTest, delong_test
 from serve.intervals import Estimate, wilson
 from serve.judged import Judged
-from shards.console import UserError
+from shards.console import UserError, first_few
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def compare(this: Judged, other: Judged, name: str) -> Comparison:
         tests = [_test(label, a, b) for label in labels]
     if same:
         tests.insert(0, _paired(None, a.correct, b.correct))
-    for area in areas:
-        if area.p is None:
-            omitted.append(f"{area.label}: no DeLong test, the difference has no variance")
+    constant = [area.label for area in areas if area.p is None]
+    if constant:
+        omitted.append(f"{first_few(constant)}: no DeLong test, the difference has no variance")
     return Comparison(
         other=name,
         images=len(rows),
@@ -157,7 +157,7 @@ def _omitted(this: Judged, other: Judged, same: bool) -> list[str]:
     for one, two, whose in ((this, other, "the other"), (other, this, "these")):
         missing = [label for label in one.labels if label not in two.labels]
         if missing:
-            out.append(f"not compared, {whose} scores lack: {', '.join(missing)}")
+            out.append(f"not compared, {whose} scores lack: {first_few(missing)}")
     if (this.exclusive or other.exclusive) and not same:
         out.append("no McNemar test: the two call classes of different sets")
     return out

@@ -7,9 +7,11 @@ a label is called from probability 0.5 on. Unknown truth (-1) is left out label 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from serve.again import options_given
 from serve.evaluation_figures import evaluation_figures
 from serve.evaluation_tables import evaluation_tables
 from serve.figures import write_figure
@@ -76,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     _remove_old(config.out)
     write_pictures(found, joined, config.out)
     write_tables(found, joined, config.out)
-    write_metrics(found, config.out)
+    write_metrics(found, config.out, options_given(config, ("scores", "labels", "out")))
     for line in _summary(found):
         print(line)
     return found
@@ -150,7 +152,8 @@ def write_tables(evaluation: Evaluation, joined: Joined, out: Path) -> None:
         write_atomic(out / f"{name}.csv", data)
 
 
-def write_metrics(evaluation: Evaluation, out: Path) -> None:
+def write_metrics(evaluation: Evaluation, out: Path, options: Sequence[str] = ()) -> None:
     """metrics.json, at full precision: written last, it says that the folder is complete."""
-    text = json.dumps(asdict(evaluation), indent=1, allow_nan=False)
+    content = asdict(evaluation) | {"options": list(options)}
+    text = json.dumps(content, indent=1, allow_nan=False)
     write_atomic(out / METRICS_NAME, (text + "\n").encode())

@@ -23,11 +23,10 @@ from serve.intervals import Estimate, auroc, average_precision, wilson
 from serve.judged import CALL_FROM, Judged, judge
 from serve.predictions import Joined, ScoredBy
 from serve.subgroups import Subgroups, patients, subgroups
-from shards.console import UserError
+from shards.console import UserError, first_few
 from shards.labels import UNKNOWN
 
 FORMAT_VERSION = 2  # 2: bootstrap, curves, thresholds, calibration, subgroups, against
-_NAMED = 3  # of what is left out, so many are named in a sentence; left_out.csv names all
 
 
 @dataclass(frozen=True)
@@ -209,13 +208,14 @@ def _missing_images(joined: Joined, judged: Judged) -> list[str]:
     """One sentence for each kind of image or label that is in no number."""
     out = []
     for kind, keys in left_out(joined, judged).items():
-        named = ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
-        out += [f"{len(keys)} {kind}: {named}"] if keys else []
+        out += [f"{len(keys)} {kind}: {first_few(keys)}"] if keys else []
     if joined.labels_without_truth:
-        out.append(f"scored, but without truth: {', '.join(joined.labels_without_truth)}")
+        out.append(f"scored, but without truth: {first_few(joined.labels_without_truth)}")
     if joined.labels_without_scores:
-        out.append(f"labels without scores: {', '.join(joined.labels_without_scores)}")
-    return out + [f"the rest of a damaged archive, {one}" for one in joined.damaged]
+        out.append(f"labels without scores: {first_few(joined.labels_without_scores)}")
+    if joined.damaged:
+        out.append(f"the rest of a damaged archive, {first_few(joined.damaged, separator='; ')}")
+    return out
 
 
 def left_out(joined: Joined, judged: Judged) -> dict[str, list[str]]:
@@ -232,24 +232,27 @@ def left_out(joined: Joined, judged: Judged) -> dict[str, list[str]]:
 
 
 def _missing_numbers(classes: Sequence[ClassMetrics]) -> list[str]:
-    """One sentence for each number that a class does not have."""
-    out = []
+    """One sentence for each reason why classes lack a number; the table has them one by one."""
+    lacking: dict[str, list[str]] = {}
     for one in classes:
         if not one.positives and not one.negatives:
-            out.append(f"{one.label}: no number, its truth is known of no image")
+            reasons = ["no number, its truth is known of no image"]
         elif not one.positives or not one.negatives:
             kind = "without" if not one.positives else "with"
-            out.append(f"{one.label}: no AUROC or average precision, every image is {kind} it")
+            reasons = [f"no AUROC or average precision, every image is {kind} it"]
         elif one.auroc is not None and one.auroc.low is None:
-            out.append(
-                f"{one.label}: no interval of the AUROC, DeLong's variance is zero or unknown"
-            )
+            reasons = ["no interval of the AUROC, DeLong's variance is zero or unknown"]
+        else:
+            reasons = []
         if one.precision is None and one.positives + one.negatives:
-            out.append(f"{one.label}: no precision, no image was called it")
+            reasons.append("no precision, no image was called it")
         if one.unknown:
-            out.append(f"{one.label}: {one.unknown} images with unknown truth")
+            reasons.append(f"{one.unknown} images with unknown truth")
+        for reason in reasons:
+            lacking.setdefault(reason, []).append(one.label)
+    out = [f"{first_few(labels)}: {reason}" for reason, labels in lacking.items()]
     for name in CLASS_METRICS:
         absent = [one.label for one in classes if getattr(one, name) is None]
         if absent:
-            out.append(f"mean {name.replace('_', ' ')}: without {', '.join(absent)}")
+            out.append(f"mean {name.replace('_', ' ')}: without {first_few(absent)}")
     return out

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import jinja2
 import tyro
 
+from serve.again import MADE, command_line, options_given
 from serve.report_page import render
 from serve.report_run import Folders, read_run
 from shards.console import UserError
@@ -64,8 +65,9 @@ def write_report(config: ReportConfig) -> Path:
             runs.append(read_run(folders, config.gallery))
         except _WRONG as error:
             raise _lacks(folders.run, error) from error
+    content = {"differences": _differences(runs), "again": _command(config)}
     try:
-        html = render({"runs": _named(runs), "differences": _differences(runs)})
+        html = render({"runs": _named(runs), **content})
     except _WRONG as error:
         raise _lacks(config.run[0], error) from error
     out = config.out or config.run[0] / "report.html"
@@ -81,15 +83,7 @@ def _check(config: ReportConfig) -> None:
         raise UserError(f"{len(config.run)} runs named; give --run once, or twice to compare two")
     if config.out is not None and config.out.is_dir():
         raise UserError(f"{config.out} is a folder; --out names the page, such as report.html")
-    for name in (
-        "shards",
-        "scores",
-        "evaluation",
-        "shortcuts",
-        "explain",
-        "features",
-        "faithfulness",
-    ):
+    for name in ("shards", *MADE):
         given = len(getattr(config, name))
         if given not in (0, len(config.run)):
             raise UserError(
@@ -105,16 +99,17 @@ def _folders(config: ReportConfig, place: int) -> Folders:
         given: tuple[Path, ...] = getattr(config, name)
         return given[place] if given else run / name
 
-    return Folders(
-        run=run,
-        shards=config.shards[place] if config.shards else None,
-        scores=of("scores"),
-        evaluation=of("evaluation"),
-        shortcuts=of("shortcuts"),
-        explain=of("explain"),
-        features=of("features"),
-        faithfulness=of("faithfulness"),
-    )
+    shards = config.shards[place] if config.shards else None
+    return Folders(run, shards, **{name: of(name) for name in MADE})
+
+
+def _command(config: ReportConfig) -> str:
+    """What makes this page again."""
+    words: list[str | Path] = ["report"]
+    for name in ("run", "shards", *MADE):
+        for path in getattr(config, name):
+            words += [f"--{name}", path]
+    return command_line([*words, *options_given(config, ("run", "shards", *MADE))])
 
 
 def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 what other commands left beside it. What is not there is None, and the page says so."""
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from serve.again import MADE, commands
 from serve.gallery import Gallery, make_gallery, without_lost
 from serve.metrics import FORMAT_VERSION
 from serve.predictions import join, read_predictions
 from serve.report_charts import chart_data
+from serve.report_maps import NAME as EXPLANATIONS
 from serve.report_models import OwnModels, Part, own_models, part_of
 from serve.score_folder import ScoreFolder
 from serve.truth import LabelTable
@@ -57,7 +58,10 @@ def read_run(folders: Folders, gallery: int) -> dict[str, Any]:
     data = [_data(shards / name) for name in dict.fromkeys(s["dataset"] for s in planned)]
     stages = _stages(run, planned)
     models = {one["name"]: read_json(run / one["name"] / "model.json") for one in planned}
-    parts = _parts(folders, own_models(planned[-1]["name"], models))
+    own = own_models(planned[-1]["name"], models)
+    parts = _parts(folders, own)
+    explanations = folders.explain / EXPLANATIONS
+    explained = {"explanations": part_of(explanations, read_json(explanations), own).content}
     told = {name: part.content for name, part in parts.items()}
     pictures, omitted = _gallery(folders, last, gallery, parts["scoring"])
     return {
@@ -76,7 +80,7 @@ def read_run(folders: Folders, gallery: int) -> dict[str, Any]:
         "examples": _picture(folders.shortcuts / "examples.png"),
         "gallery": pictures,
         "gallery_omitted": omitted,
-        "commands": _commands(folders, settings, last),
+        "commands": _commands(folders, settings, last, told | explained),
         "settings_json": json.dumps(settings["config"], indent=1),
         "charts": chart_data(stages, told["metrics"], told["features"], told["faithfulness"]),
     }
@@ -227,23 +231,11 @@ def _median(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def _commands(folders: Folders, settings: dict[str, Any], labels: Path) -> list[str]:
-    """What to type to get all of this again."""
-    run, model = folders.run, folders.run / "model.onnx"
-    parts: list[list[str | Path]] = [
-        ["export", "--run", run, "--out", model],
-        ["score", "--model", model, "--out", folders.scores, labels / SPLIT],
-        ["evaluate", "--scores", folders.scores, "--labels", labels, "--out", folders.evaluation],
-        ["shortcuts", "--model", model, "--shards", labels, "--out", folders.shortcuts],
-        [
-            *("explain", "--run", run, "--method", "lrp,gradcam", "--shards", labels),
-            *("--split", SPLIT, "--out", folders.explain),
-        ],
-        ["features", "--run", run, "--shards", labels, "--out", folders.features],
-        ["faithfulness", "--run", run, "--shards", labels, "--out", folders.faithfulness],
-        ["report", "--run", run],
-    ]
-    lines = [shlex.join(["python", "-m", "serve", *map(str, part)]) for part in parts]
+def _commands(folders: Folders, settings: dict[str, Any], data: Path, told: Any) -> list[str]:
+    """What to type to get all of this again, but for the report."""
+    split = (told["metrics"] or {}).get("split") or SPLIT
+    places = {name: getattr(folders, name) for name in MADE}
+    lines = commands(folders.run, places, data, split, told)
     return [settings.get("command") or "python -m train ...", *lines]
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, cast
 
 import tyro
 
+from serve.again import options_given
 from serve.archives import LINKED_FOLDERS, Archive, identify, place_of
 from serve.decode import start_workers
 from serve.dry_run import DryRun, dry_run
@@ -304,6 +305,7 @@ def _summarise(
         "limit": config.limit,
         "provider": _provider_used(config, network),
         "synthetic": network.info.synthetic,
+        "options": options_given(config, ("model", "out", "archives")),
     }
 
 

@@ -22,7 +22,7 @@ SUMMARY: Shape = {
     **dict.fromkeys(("rows", "errors"), _COUNT),
     **dict.fromkeys(("seconds", "img_s"), _NUMBER),
     **dict.fromkeys(("exclusive", "synthetic"), _FLAG),
-    **{"labels": [_TEXT], "archives": [_ARCHIVE]},
+    **{"labels": [_TEXT], "archives": [_ARCHIVE], "options?": [_TEXT]},
 }
 REQUEST: Shape = {"provider": _TEXT, "keep_names": _FLAG, "inputs": [_TEXT], "archives": [{}]}
 END = {"inputs": _COUNT, "skipped": {...: _COUNT}, "damage": _TEXT_OR_NULL, "rests": _COUNT}

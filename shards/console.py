@@ -128,6 +128,12 @@ def warn(message: str) -> None:
     print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
+def first_few(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """The first names for a sentence, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
+
+
 def one_line(message: str) -> str:
     """What a terminal may get of a message that quotes a stranger's file: no control characters,
     and where it is long, its first 1,000 and last 300 characters."""

@@ -88,21 +88,31 @@ def load_manifest(folder: Path) -> Manifest:
     """Read `folder/manifest.json`. UserError when it is missing, damaged or of another version."""
     path = folder / FILE_NAME
     if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}; make it with: python -m ingest ... --out {folder.parent}"
-        )
+        raise UserError(_no_folder(folder))
     if not path.is_file():
-        inner = sorted(p.parent.name for p in folder.glob(f"*/{FILE_NAME}"))
-        way = (
-            f"it holds the data sets {', '.join(inner)}: name one of them"
-            if inner
-            else "the ingest is not finished: run the same ingest command again"
-        )
-        raise UserError(f"no {FILE_NAME} in {folder}; {way}")
+        raise UserError(f"no {FILE_NAME} in {folder}; {_way_out(folder)}")
     try:
         return _parse(json.loads(path.read_bytes()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not a manifest ({error}); run the ingest again") from error
+
+
+def _no_folder(folder: Path) -> str:
+    if folder.exists():
+        return f"{folder} is a file; name the folder of a data set's shards"
+    if (folder.parent / FILE_NAME).is_file():
+        return f"no folder {folder}; {folder.parent} is a data set itself: name the folder it is in"
+    return f"no folder {folder}; make it with: python -m ingest ... --out {folder.parent}"
+
+
+def _way_out(folder: Path) -> str:
+    """What to do about a folder without a manifest."""
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
+    if inner:
+        return f"it holds the data sets {', '.join(inner)}: name one of them"
+    if (folder.parent / FILE_NAME).is_file():
+        return f"it is a part of the data set {folder.parent}: name that"
+    return "it is no data set, or its ingest is not finished: run the same ingest command again"
 
 
 def _parse(raw: Any) -> Manifest:

@@ -253,8 +253,7 @@ def test_unknown_truth_errors_and_single_kinds_are_stated():
         "scored, but without truth: D",
         "labels without scores: E, F",
         "the rest of a damaged archive, a.tar: cut short",
-        "A: no interval of the AUROC, DeLong's variance is zero or unknown",
-        "B: no interval of the AUROC, DeLong's variance is zero or unknown",
+        "A, B: no interval of the AUROC, DeLong's variance is zero or unknown",
         "B: 1 images with unknown truth",
         "C: no AUROC or average precision, every image is without it",
         "C: no precision, no image was called it",
@@ -337,3 +336,28 @@ def test_one_class_only_is_a_stated_omission():
     assert found.curves == ()
     assert "A: no AUROC or average precision, every image is with it" in found.omitted
     assert "B: no AUROC or average precision, every image is without it" in found.omitted
+
+
+def test_what_is_left_out_is_counted_and_few_are_named():
+    labels = tuple(f"label {i}" for i in range(20))
+    case = joined([[0] * 20] * 4, [[0.2] * 20] * 4, labels, exclusive=False)
+    case = replace(
+        case,
+        unmatched_labels=tuple(f"key-{i}" for i in range(5000)),
+        labels_without_truth=tuple("ABCDE"),
+        damaged=tuple(f"{i}.tar: cut short" for i in range(50)),
+    )
+    against = replace(case, labels=tuple(f"{'other ' * (i > 2)}{n}" for i, n in enumerate(labels)))
+    found = measure(case, against=("other", against))
+    assert max(map(len, found.omitted)) < 130
+    assert len(found.omitted) < 15
+    for expected in (
+        "5000 images with labels have no score: key-0, key-1, key-2 and 4997 more",
+        "scored, but without truth: A, B, C and 2 more",
+        "the rest of a damaged archive, 0.tar: cut short; 1.tar: cut short; 2.tar: cut short "
+        "and 47 more",
+        "label 0, label 1, label 2 and 17 more: no precision, no image was called it",
+        "mean f1: without label 0, label 1, label 2 and 17 more",
+        "against other: not compared, the other scores lack: label 3, label 4, label 5 and 14 more",
+    ):
+        assert expected in found.omitted, (expected, found.omitted)

@@ -1,6 +1,7 @@
 """serve evaluate: what it reads, what it writes, what it refuses."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def test_evaluate_reads_tables_and_writes_the_folder(tmp_path, capsys):
         + [f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]
         + ["metrics.json"]
     )
+    assert json.loads((out / "metrics.json").read_text())["options"] == ["--bootstrap", "0"]
     printed = capsys.readouterr().out
     assert "accuracy   0.6667 (95 % interval 0.2077 to 0.9385)" in printed
     assert "left out: 1 images could not be scored: d" in printed

@@ -127,6 +127,7 @@ def test_the_command_measures_every_method_and_chance(
     folder, out = tiny_shards / "chestxray14", tmp_path / "out"
     config = FaithfulnessConfig(Path("run"), folder, out, "train", limit=4, sanity=1)
     told = json.loads(faithfulness(config).read_bytes())
+    assert told["options"] == ["--split", "train", "--limit", "4", "--sanity", "1"]
     with torch.inference_mode():
         images = normalise(torch.tensor(np.stack([case.image for case in cases])))
         found = small_densenet(15)(images).sigmoid()

@@ -129,6 +129,7 @@ def test_the_command_writes_points_cells_and_pictures(tiny_shards, tmp_path, mon
     folder, out = tiny_shards / "covid-radiography", tmp_path / "out"
     path = features(FeaturesConfig(Path("run"), folder, out, split="train", per_class=4))
     told = json.loads(path.read_bytes())
+    assert told["options"] == ["--split", "train", "--per-class", "4"]
     assert len(told["points"]) == 12
     assert set(told["classes"]) == set(LABELS)
     assert (told["stage"], told["weights_sha256"]) == ("covid", "0" * 64)

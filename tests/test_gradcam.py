@@ -268,6 +268,9 @@ def test_explain_takes_the_positives_of_scored_archives(files, trained, tmp_path
     )
     told = json.loads((tmp_path / "a" / "explanations.json").read_bytes())
     assert [item["key"] for item in told["items"]] == keys[:1]
+    words = ["--scores", str(scores), "--where", "predicted=Normal", "--precision", "fp32"]
+    assert told["options"] == [*words, "IMAGE..."]  # its name may be a patient's
+    assert told["failed"] == [{"key": "gone", "reason": "not in these archives as they are now"}]
     scores.write_text("\n".join([head, *rows]) + "\n")
     with pytest.raises(RunFailed, match="1 of 2 images"):  # the broken one
         run_explain((archive,), tmp_path / "b", **settings)

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import shlex
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,14 @@ def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path):
     elsewhere = replace(demo(), seed=7, input=InputConfig("torch", threads=1), start=start)
     elsewhere = replace(elsewhere, device="cpu")
     write_settings(run, elsewhere, tmp_path / "moved", synthetic=True)
+
+
+def test_the_command_of_a_run_is_one_that_a_shell_reads(tmp_path, monkeypatch):
+    words = ["demo", "--shards", "my shards", "--run", str(tmp_path / "a run; ls")]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    write_settings(tmp_path / "run", demo(), tmp_path, synthetic=True)
+    told = json.loads((tmp_path / "run" / "settings.json").read_text())["command"]
+    assert shlex.split(told) == ["python", "-m", "train", *words]
 
 
 def test_settings_tell_the_commit_or_that_none_is_known(tmp_path: Path, monkeypatch):

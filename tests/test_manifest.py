@@ -95,3 +95,19 @@ def test_check_shards(folder: Path):
     path.unlink()
     with pytest.raises(UserError, match=r"\.tar is missing"):
         check_shards(folder, manifest, splits)
+
+
+def test_of_a_wrong_folder_the_right_one_is_named(tiny_shards, tmp_path):
+    dataset = tiny_shards / "covid-radiography"
+    (tmp_path / "file").touch()
+    for folder, way in (
+        (dataset / "test", f"it is a part of the data set {dataset}: name that"),
+        (dataset / "chestxray14", f"{dataset} is a data set itself: name the folder it is in"),
+        (tiny_shards, "it holds the data sets chestxray14, covid-radiography: name one of them"),
+        (tmp_path / "file", "file is a file; name the folder of a data set's shards"),
+        (tmp_path / "lacks", f"make it with: python -m ingest ... --out {tmp_path}"),
+        (tmp_path, "it is no data set, or its ingest is not finished"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_manifest(folder)
+        assert way in str(caught.value), folder

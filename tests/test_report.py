@@ -147,6 +147,42 @@ def test_everything_there_is_told_in_words_too(run):
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
 
 
+def test_images_of_unknown_patients_are_not_counted_as_patients(run):
+    everything(run)
+    path = run / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["bootstrap"] |= {"unit": "patient", "units": 44, "lone_images": 15}
+    path.write_text(json.dumps(metrics))
+    text = Page(write_report(ReportConfig((run,)))).text
+    assert text.count("29 patients and 15 images of unknown patients") == 3
+    assert "44 patients" not in text
+
+
+def test_it_tells_the_options_to_make_all_of_it_again(run):
+    everything(run)
+    for name, options in (
+        ("evaluation/metrics.json", ["--bootstrap", "200", "--split", EVIL]),
+        ("features/features.json", ["--per-class", "12"]),
+        ("faithfulness/faithfulness.json", ["--sanity", "0"]),
+        ("shortcuts/shortcuts.json", ["--on", "Viral Pneumonia"]),
+    ):
+        path = run / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"options": options}))
+    (run / "explain").mkdir()
+    told = {"items": [], "weights_sha256": "", "options": ["--method", "cam", "IMAGE..."]}
+    (run / "explain" / "explanations.json").write_text(json.dumps(told))
+    text = Page(write_report(ReportConfig((run,), gallery=0))).text
+    for expected in (
+        "--bootstrap 200 --split",
+        "--per-class 12 python -m serve faithfulness",
+        "--sanity 0",
+        "--on 'Viral Pneumonia'",
+        "--method cam IMAGE...",
+        "--gallery 0",
+    ):
+        assert expected in text, expected
+
+
 def test_everything_hostile_is_escaped(run):
     everything(run)
     path = write_report(ReportConfig((run,)))

@@ -308,9 +308,22 @@ def test_odd_labels_and_few_images_stay_in_their_place(
             "\\u202egnp.exe\u200f \u0627\u0644 50.0 % (wrong)"
         )
         assert "\u202e" not in page.locator("body").inner_text()
+    if exclusive:
+        assert_paper_has_the_whole_matrix(page, len(labels))
     page.close()
     assert complaints == []
     assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+
+
+def assert_paper_has_the_whole_matrix(page, labels):
+    page.locator("#viewer-close").click()
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 688, "height": 900})  # A4 without its margins
+    shown = page.locator("#evaluation .matrix:visible")
+    assert shown.locator("thead th[scope=col]").count() == labels
+    assert shown.locator("td").count() == labels**2
+    for one in shown.all():
+        assert one.evaluate("node => node.getBoundingClientRect().right") <= 688
 
 
 @pytest.mark.parametrize("width", [360, 400, 768, 1600])

@@ -154,6 +154,8 @@ def test_an_archive_cut_short_is_scored_up_to_the_cut_and_fails(tmp_path):
     assert [row["error"] is not None for row in found] == [False] * 4 + [True] + [False] * 2
     summary = json.loads((tmp_path / "out/scores.json").read_text())
     assert [a["members"] for a in summary["archives"]] == [4, 2]
+    words = "--provider cpu --batch 8 --workers 1 --threads 1"
+    assert summary["options"] == words.split()
 
 
 def test_limit_counts_over_the_archives(tmp_path):

@@ -124,6 +124,7 @@ def test_a_model_of_borders_is_found_out(tmp_path, hospital, border_model, capsy
         "source predicted: fewer than two sources, name more data sets with --others",
     )
     content = json.loads((tmp_path / "out" / "shortcuts.json").read_bytes())
+    assert content["options"] == []
     assert content["weights_sha256"] == "1" * 64
     assert content["borders"]["lungs_black"]["images"] == 40
     assert (tmp_path / "out" / "borders.svg").is_file()

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -103,7 +104,7 @@ def write_settings(run: Path, config: TrainConfig, shards: Path, synthetic: bool
                 "--run folder, or the settings of that run"
             )
         return
-    command = " ".join(["python -m train", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "train", *sys.argv[1:]])
     write_json(path, {**settings, "command": command, "commit": commit()})
     write_json(run / "environment.json", environment())
 

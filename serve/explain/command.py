@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
+from serve.again import options_given
 from serve.decode import DecodePool, Task
 from serve.explain.overlay import encode, overlay, strip
 from serve.explain.subjects import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from train.runs import ModelSpec
 
 FORMAT_VERSION = 1
+_VANISHED = "not in these archives as they are now"
 _BATCH = 8  # images decoded and explained together: bounds the memory
 
 
@@ -103,7 +105,7 @@ def explain(config: ExplainConfig) -> None:
 
     methods = tuple(dict.fromkeys(part.strip() for part in config.method.split(",")))
     check_methods(methods)
-    subjects, total = _subjects(config)
+    subjects, chosen, total = _subjects(config)
     ready = load(config.run, config.stage, methods, config.precision)
     vocabulary = Vocabulary(ready.spec.labels, ready.spec.exclusive)
     target = None if config.label is None else vocabulary.index(config.label)
@@ -125,6 +127,8 @@ def explain(config: ExplainConfig) -> None:
                     items.append(item)
                     _tell(subject, item, explained.maps[i], config.out)
             advance(len(batch))
+    met = {one["key"] for one in (*items, *failed)}
+    failed += [{"key": key, "reason": _VANISHED} for key in chosen if key not in met]
     write_atomic(config.out / "explanations.json", _summary(config, ready, items, failed))
     left = total - len(items) // len(methods)
     if left:
@@ -181,7 +185,8 @@ def decoded_batches(
                 yield [subject for subject, _ in good], np.stack([image for _, image in good])
 
 
-def _subjects(config: ExplainConfig) -> tuple[Iterator[Subject], int]:
+def _subjects(config: ExplainConfig) -> tuple[Iterator[Subject], Sequence[str], int]:
+    """The images, the keys of those that were chosen by scores or shards, and how many they are."""
     if config.limit is not None and config.limit < 1:
         raise UserError(f"--limit is {config.limit}; give 1 or more")
     where = parse_where(config.where)
@@ -190,15 +195,15 @@ def _subjects(config: ExplainConfig) -> tuple[Iterator[Subject], int]:
             raise UserError("no image named; name one or more image files, or --shards DIR")
         if config.scores is not None:
             keys = choose_scored(config.scores, where, config.limit)
-            return from_archives(config.images, keys, config.scores), len(keys)
+            return from_archives(config.images, keys, config.scores), keys, len(keys)
         if config.where:
             raise UserError("--where chooses among the images of --scores or --shards; name them")
         paths = config.images[: config.limit]
-        return from_files(paths), len(paths)
+        return from_files(paths), (), len(paths)
     if config.images:
         raise UserError("image files and --shards at once; take one of them")
     keys = choose_keys(config.shards, config.split, config.scores, where, config.limit)
-    return from_shards(config.shards, config.split, keys), len(keys)
+    return from_shards(config.shards, config.split, keys), keys, len(keys)
 
 
 def _item(
@@ -249,6 +254,7 @@ def _summary(
     failed: list[dict[str, str]],
 ) -> bytes:
     spec = ready.spec
+    images = ["IMAGE..."] if config.images else []  # their names may be those of patients
     content = {
         "format_version": FORMAT_VERSION,
         "run": config.run.resolve().name,
@@ -260,6 +266,7 @@ def _summary(
         "size": spec.size,
         "methods": list(ready.explainers),
         "where": config.where,
+        "options": [*options_given(config, ("run", "out", "images")), *images],
         "items": items,
         "failed": failed,
     }

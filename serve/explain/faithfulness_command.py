@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serve.again import options_given
 from serve.explain.command import Explaining, decoded_batches, load, probabilities_of
 from serve.explain.faithfulness import (
     STEPS,
@@ -262,6 +263,7 @@ def _summary(
         "sanity_images": min(config.sanity, len(cases)),
         "fractions": np.linspace(0, 1, STEPS + 1).tolist(),
         "methods": rows,
+        "options": options_given(config, ("run", "shards", "out")),
     }
 
 

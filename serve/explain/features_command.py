@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serve.again import options_given
 from serve.evaluation_tables import to_csv
 from serve.explain.command import decoded_batches, load, probabilities_of
 from serve.explain.features import (
@@ -115,6 +116,7 @@ def features(config: FeaturesConfig) -> Path:
         "epochs": EPOCHS,
         "grid": GRID,
         "classes": [names[i] for i in used],
+        "options": options_given(config, ("run", "shards", "out")),
         "points": rows,
         "cells": _cells(som, names),
     }
@@ -229,6 +231,6 @@ def _som_picture(som: SomMap, names: Sequence[str], used: list[int]) -> bytes:
     ax.set_aspect("equal")
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.set_title("Self-organising map: majority class, size = share", fontsize=10)
+    ax.set_title("Self-organising map: majority class, size = images", fontsize=10)
     figure.legend(loc="outside right upper", fontsize=8)
     return to_png(figure)

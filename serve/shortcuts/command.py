@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serve.again import options_given
 from serve.evaluation_tables import to_csv
 from serve.figures import write_figure
 from serve.providers import Provider, create_session, read_model_info
@@ -31,7 +32,7 @@ from serve.shortcuts.pictures import shortcut_figures
 from serve.shortcuts.results import Shortcuts, Truth, in_words
 from serve.shortcuts.samples import Listed, list_samples, pick
 from serve.shortcuts.sources import SourceResult
-from shards.console import UserError
+from shards.console import UserError, first_few
 from shards.labels import NO, UNKNOWN, YES
 from shards.manifest import Manifest, load_manifest
 from shards.rectangles import Rectangle, read_rectangles
@@ -125,7 +126,7 @@ def find_shortcuts(config: ShortcutsConfig) -> Shortcuts:
         omitted=tuple(omitted),
         weights_sha256=info.weights_sha256,
     )
-    _write(config.out, found, truth, passes)
+    _write(config, found, truth, passes)
     for line in [*found.words, *(f"left out: {line}" for line in found.omitted)]:
         print(line)
     return found
@@ -168,7 +169,7 @@ def _truth(
         )
     if len(common) < len(labels):
         missing = [label for label in labels if label not in common]
-        omitted.append(f"labels that {manifest.dataset} lacks: {', '.join(missing)}")
+        omitted.append(f"labels that {manifest.dataset} lacks: {first_few(missing)}")
     targets = np.full((len(samples), len(labels)), UNKNOWN, np.int8)
     stored = np.stack([one.labels for one in samples])
     for label in common:
@@ -247,7 +248,8 @@ def _chosen(on: Sequence[str], samples: Sequence[Listed], manifest: Manifest) ->
     return frozenset(chosen)
 
 
-def _write(out: Path, found: Shortcuts, truth: Truth, passes: Passes) -> None:
+def _write(config: ShortcutsConfig, found: Shortcuts, truth: Truth, passes: Passes) -> None:
+    out = config.out
     out.mkdir(parents=True, exist_ok=True)
     # What experiments before left there and these may not write, shortcuts.json first.
     ends = ("csv", "png", "svg")
@@ -263,5 +265,7 @@ def _write(out: Path, found: Shortcuts, truth: Truth, passes: Passes) -> None:
                 for i, new in zip(rows, after)
             )
             write_atomic(out / f"{name}.csv", to_csv(("key", *header), lines))
-    text = json.dumps(asdict(found), indent=1, allow_nan=False)
+    options = options_given(config, ("model", "run", "shards", "out"))
+    content = asdict(found) | {"options": options}
+    text = json.dumps(content, indent=1, allow_nan=False)
     write_atomic(out / RESULT_NAME, (text + "\n").encode())

@@ -12,6 +12,7 @@ from serve.judged import calls, judge
 from serve.predictions import Joined
 from serve.shortcuts.samples import Listed
 from serve.shortcuts.sources import SourceResult
+from shards.console import first_few
 from shards.labels import YES
 
 REPLICATES = 500
@@ -251,6 +252,5 @@ def _of_source(found: SourceResult) -> str:
     if not found.confounded:
         return f"{told} Every label occurs in at least two sources."
     several = [f"{label} ({source})" for label, source in found.confounded.items()]
-    more = f" and {len(several) - _NAMED} more" if len(several) > _NAMED else ""
-    names = ", ".join(several[:_NAMED]) + more
+    names = first_few(several, _NAMED)
     return f"{told} Labels of one source alone can be called by recognising that source: {names}."
