@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -130,6 +131,31 @@ def test_write_atomic(tmp_path: Path):
     write_atomic(tmp_path / "f", b"22")
     assert (tmp_path / "f").read_bytes() == b"22"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_file_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch):
+    events: list[tuple[str, int]] = []
+
+    def sync(fd: int) -> None:
+        events.append(("on the disk", os.fstat(fd).st_size))
+
+    def replace(path: Path, target: Path) -> None:
+        events.append((target.name, path.stat().st_size))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    info = write_shard(tmp_path / "a.tar", "train", [sample(1)])
+    (on_disk, size), *rest = events
+    assert (on_disk, size) == ("on the disk", info.bytes)
+    assert [name for name, _ in rest] == ["on the disk", "a.idx", "a.tar"]
+    assert rest[0][1] == rest[1][1] > 0
+    assert rest[2][1] == info.bytes
+
+
+def test_what_ustar_cannot_hold_is_refused(tmp_path: Path):
+    long = Sample("k" * 80, b"x", "e" * 20, np.zeros(2, np.int8), sample(1).meta)
+    with pytest.raises(ValueError, match="USTAR does not hold"):
+        write_shard(tmp_path / "a.tar", "train", [long])
 
 
 def test_the_tar_is_what_tarfile_writes(tmp_path: Path):

@@ -1,0 +1,77 @@
+"""train.loop: what a stage's settings say reaches the steps and the validation, phase by phase."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_engine import Meddler, terminate, trained
+from tiny_training import CHEST, CONFIG, COVID
+
+from train import loop as train_loop
+from train.config import Stage
+from train.loop import Trainer
+from train.loss import Loss
+from train.metrics import Metrics
+from train.phases import Phase
+from train.stop import Interrupted
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
+NONE_OF_THREE = (None, None, None)
+
+
+def judge(monkeypatch: pytest.MonkeyPatch, val_losses: Iterator[float]) -> None:
+    """Each validation has the next of these losses; the network is not asked."""
+
+    def judged(trainer: Trainer, stage: Stage, model: object, split: str) -> Metrics:
+        loss = next(val_losses) if split == "val" else 9.0
+        return Metrics(loss, None, NONE_OF_THREE, NONE_OF_THREE)
+
+    monkeypatch.setattr(Trainer, "_validate", judged)
+
+
+def phases_of(folder: Path) -> list[tuple[int, int, float]]:
+    """Epochs, best epoch through the stage, its validation loss."""
+    result = json.loads((folder / "covid" / "result.json").read_bytes())
+    names = ("epochs", "best_epoch", "best_val_loss")
+    return [tuple(phase[name] for name in names) for phase in result["phases"]]
+
+
+def test_a_phase_ends_when_its_patience_does_also_when_stopped_meanwhile(
+    tiny_shards, tmp_path, monkeypatch
+):
+    head, whole = Phase("head", 1, "head", 0.05), Phase("all", 6, "all", 0.02, patience=2)
+    config = replace(CONFIG, stages=(replace(COVID, phases=(head, whole, head)),))
+    losses = iter([3.0, *(5.0, 4.0, 4.5, 4.0), 8.0])
+    judge(monkeypatch, losses)
+    with monkeypatch.context() as patch:
+        Meddler(patch, 4 * 4 + 2, terminate)  # in the epoch after the one that was waited
+        with pytest.raises(Interrupted):
+            trained(tiny_shards, tmp_path, config)
+    trained(tiny_shards, tmp_path, config)
+    assert phases_of(tmp_path) == [(1, 1, 3.0), (4, 3, 4.0), (1, 6, 8.0)]
+    assert list(losses) == []
+
+
+def test_each_stage_is_trained_and_judged_by_its_own_loss(tiny_shards, tmp_path, monkeypatch):
+    trainings: list[Loss] = []
+    judgements: list[Loss] = []
+
+    def noting(call, seen: list[Loss]):
+        return lambda *words, **options: seen.append(options["loss"]) or call(*words, **options)
+
+    monkeypatch.setattr(train_loop, "Stepper", noting(train_loop.Stepper, trainings))
+    monkeypatch.setattr(train_loop, "validate", noting(train_loop.validate, judgements))
+    phases = (Phase("head", 1, "head", 0.05),)
+    weighted = replace(
+        COVID, phases=phases, output="softmax", class_weights=(("COVID-19", 3.0), ("Normal", 0.5))
+    )
+    stages = (replace(CHEST, phases=phases), weighted)
+    trained(tiny_shards, tmp_path, replace(CONFIG, stages=stages))
+    for losses in (trainings, judgements[::2], judgements[1::2]):  # of val, of test
+        plain, own = losses
+        assert (plain.output, plain.weights) == ("sigmoid", None)
+        assert own.weights is not None
+        assert (own.output, own.weights.tolist()) == ("softmax", [0.5, 1.0, 3.0])
