@@ -1,5 +1,6 @@
 """train.checkpoint: what is written comes back exactly, and a damaged one is passed over."""
 
+import os
 from collections.abc import Set
 from pathlib import Path
 
@@ -282,3 +283,29 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(folder):
     save(folder, model, optim, {"step": 9})
     assert step_of(folder) == 9
     assert not (folder / "writing.tmp").exists()
+
+
+def test_it_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    """Also where the power fails right after."""
+    events: list[tuple[str, int]] = []
+    replace = Path.replace
+
+    def sync(fd: int) -> None:
+        events.append(("synced", os.fstat(fd).st_ino))
+
+    def named(path: Path, target: Path) -> Path:
+        events.append(("named", path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", named)
+    model, optim = make_network()
+    best = ("best-1.safetensors", save_best(tmp_path, "best-1.safetensors", model))
+    save(tmp_path, model, optim, {"step": 4}, best)
+    best_file, checkpoint = (tmp_path / name for name in (best[0], "000001"))
+    number = {path: path.stat().st_ino for path in [*checkpoint.iterdir(), best_file, checkpoint]}
+    assert len(number) == 5
+    for path, inode in number.items():
+        whole = best_file if path == best_file else checkpoint
+        assert events.index(("synced", inode)) < events.index(("named", number[whole]))
+    assert events[-1] == ("synced", tmp_path.stat().st_ino)  # the name itself
