@@ -81,6 +81,17 @@ def test_seeds_differ():
     assert by_fraction(records, THREE, 0) != by_fraction(records, THREE, 1)
 
 
+def test_splits_are_those_of_the_versions_before():
+    """What is ingested again, or merged, must not move a patient from one side to the other."""
+    records = one_class({"a": 7, "b": 4})
+    splits = by_fraction(records, THREE, 0)
+    names = {split: [key for key in splits if splits[key] == split] for split in THREE}
+    assert names["val"] == ["a6"]
+    assert names["test"] == ["a2", "b1"]
+    assert over_cap(records, 3, 5) == {"a0", "a1", "a3", "a5", "b0"}
+    assert rank(3, "split", "set:é") == 238165288119708235907648163349061610372
+
+
 @given(st.integers(1, 29), st.integers(0, 9))
 def test_the_test_set_has_exactly_that_many_of_each_class(count, seed):
     records = one_class({"a": 30, "b": 41, "c": 100})
