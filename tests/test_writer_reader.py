@@ -1,5 +1,6 @@
 """shards.writer and shards.reader: what is written comes back, byte for byte and every time."""
 
+import errno
 import hashlib
 import io
 import os
@@ -158,9 +159,28 @@ def test_what_ustar_cannot_hold_is_refused(tmp_path: Path):
         write_shard(tmp_path / "a.tar", "train", [long])
 
 
-def test_the_tar_is_what_tarfile_writes(tmp_path: Path):
+class Full(io.FileIO):
+    """A file on a full disk."""
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
+def test_a_full_disk_leaves_no_shard(tmp_path: Path, monkeypatch, at_once: int):
+    """Though it is another thread that writes."""
+    monkeypatch.setattr("shards.writer._AT_ONCE", at_once)
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, mode))
+    with pytest.raises(OSError, match="No space left"):
+        write_shard(tmp_path / "a.tar", "train", map(sample, range(3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.tmp"]
+
+
+@pytest.mark.parametrize("at_once", [1, 4000, 1 << 22])
+def test_the_tar_is_what_tarfile_writes(tmp_path: Path, monkeypatch, at_once: int):
+    monkeypatch.setattr("shards.writer._AT_ONCE", at_once)
     samples = [sample(number) for number in range(7)]
-    write_shard(tmp_path / "a.tar", "train", samples)
+    shard = write_shard(tmp_path / "a.tar", "train", samples)
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for one in samples:
@@ -174,3 +194,4 @@ def test_the_tar_is_what_tarfile_writes(tmp_path: Path):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     assert (tmp_path / "a.tar").read_bytes() == plain.getvalue()
+    assert shard.sha256 == hashlib.sha256(plain.getvalue()).hexdigest()
