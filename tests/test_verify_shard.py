@@ -128,6 +128,6 @@ def test_an_index_that_is_the_manifests_but_not_the_tars_is_told(path: Path, mem
     one = index[1][member]
     index[1][member] = replace(one, offset=index[0][member].offset)
     found = report(path, index)
-    (text,) = found.problems
-    assert text.endswith(f"no {one.name} at byte {index[0][member].offset}; ingest again")
+    place = index[0][member].offset
+    assert found.problems == [f"{path}: no {one.name} at byte {place}; ingest again"]
     assert (found.keys, np.any(found.yes)) == ([], False)
