@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_engine import Meddler, terminate, trained
+from test_engine import Meddler, equal, terminate, trained
 from tiny_training import CHEST, CONFIG, COVID
 
 from train import loop as train_loop
@@ -15,6 +15,7 @@ from train.loop import Trainer
 from train.loss import Loss
 from train.metrics import Metrics
 from train.phases import Phase
+from train.step import Stepper
 from train.stop import Interrupted
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -75,3 +76,15 @@ def test_each_stage_is_trained_and_judged_by_its_own_loss(tiny_shards, tmp_path,
         assert (plain.output, plain.weights) == ("sigmoid", None)
         assert own.weights is not None
         assert (own.output, own.weights.tolist()) == ("softmax", [0.5, 1.0, 3.0])
+
+
+def test_a_network_with_another_head_and_size_goes_on(tiny_shards, tmp_path, monkeypatch):
+    stage = replace(COVID, phases=(Phase("head", 1, "head", 0.05),))
+    config = replace(CONFIG, stages=(stage,), head="soares", size=64)
+    whole = trained(tiny_shards, tmp_path / "whole", config)
+    expect = Stepper.expect
+    with monkeypatch.context() as patch:  # in the first step
+        patch.setattr(Stepper, "expect", lambda *words: terminate(expect(*words)))
+        with pytest.raises(Interrupted):
+            trained(tiny_shards, tmp_path / "cut", config)
+    assert equal(trained(tiny_shards, tmp_path / "cut", config), whole)
