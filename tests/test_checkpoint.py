@@ -73,6 +73,23 @@ def test_round_trip_is_exact_and_training_goes_on_bit_by_bit(tmp_path):
     assert same_state(model, again)
 
 
+def test_averages_and_statistics_of_each_process_come_back_or_none(tmp_path, capsys):
+    tensors = [{name: torch.full((3,), float(i))} for i, name in enumerate("wmsb")]
+    save_checkpoint(tmp_path, Checkpoint(*tensors[:2], {}), keep=2)
+    content = Checkpoint(*tensors[:2], {}, ema=tensors[2], buffers=tensors[3])
+    save_checkpoint(tmp_path, content, keep=2)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    for kept, given in zip((found.weights, found.optim, found.ema, found.buffers), tensors):
+        assert kept.keys() == given.keys()
+        assert all(torch.equal(kept[name], given[name]) for name in given)
+    (tmp_path / "000002" / "buffers.safetensors").unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.number, found.ema, found.buffers) == (1, {}, {})
+    assert "000002 is damaged" in capsys.readouterr().err
+
+
 def test_momentum_comes_back_in_the_parameters_memory_order(tmp_path):
     model, optim = make_network()
     train_steps(model, optim, range(2))

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_engine import Meddler, equal, terminate, trained
 from tiny_training import CHEST, CONFIG, COVID
+from torch import nn
 
 from train import loop as train_loop
 from train.config import Stage
@@ -21,16 +24,23 @@ from train.stop import Interrupted
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
 NONE_OF_THREE = (None, None, None)
+FIRST = "features.conv0.weight"
 
 
-def judge(monkeypatch: pytest.MonkeyPatch, val_losses: Iterator[float]) -> None:
-    """Each validation has the next of these losses; the network is not asked."""
+def judge(monkeypatch: pytest.MonkeyPatch, val_losses: Iterator[float]) -> list[torch.Tensor]:
+    """Each validation has the next of these losses; the network is not asked. The first weights of
+    each that was judged."""
+    seen: list[torch.Tensor] = []
 
-    def judged(trainer: Trainer, stage: Stage, model: object, split: str) -> Metrics:
-        loss = next(val_losses) if split == "val" else 9.0
+    def judged(trainer: Trainer, stage: Stage, model: nn.Module, split: str) -> Metrics:
+        loss = 9.0
+        if split == "val":
+            loss = next(val_losses)
+            seen.append(model.state_dict()[FIRST].clone())
         return Metrics(loss, None, NONE_OF_THREE, NONE_OF_THREE)
 
     monkeypatch.setattr(Trainer, "_validate", judged)
+    return seen
 
 
 def phases_of(folder: Path) -> list[tuple[int, int, float]]:
@@ -40,13 +50,13 @@ def phases_of(folder: Path) -> list[tuple[int, int, float]]:
     return [tuple(phase[name] for name in names) for phase in result["phases"]]
 
 
-def test_a_phase_ends_when_its_patience_does_also_when_stopped_meanwhile(
+def test_a_phase_ends_with_its_patience_and_its_best_weights_go_on_also_when_stopped(
     tiny_shards, tmp_path, monkeypatch
 ):
     head, whole = Phase("head", 1, "head", 0.05), Phase("all", 6, "all", 0.02, patience=2)
     config = replace(CONFIG, stages=(replace(COVID, phases=(head, whole, head)),))
     losses = iter([3.0, *(5.0, 4.0, 4.5, 4.0), 8.0])
-    judge(monkeypatch, losses)
+    judged = judge(monkeypatch, losses)
     with monkeypatch.context() as patch:
         Meddler(patch, 4 * 4 + 2, terminate)  # in the epoch after the one that was waited
         with pytest.raises(Interrupted):
@@ -54,6 +64,9 @@ def test_a_phase_ends_when_its_patience_does_also_when_stopped_meanwhile(
     trained(tiny_shards, tmp_path, config)
     assert phases_of(tmp_path) == [(1, 1, 3.0), (4, 3, 4.0), (1, 6, 8.0)]
     assert list(losses) == []
+    assert not torch.equal(judged[2], judged[4])
+    for name in ("phase-2", "phase-3", "model"):  # the third phase trains the head alone
+        assert torch.equal(load_file(tmp_path / "covid" / f"{name}.safetensors")[FIRST], judged[2])
 
 
 def test_each_stage_is_trained_and_judged_by_its_own_loss(tiny_shards, tmp_path, monkeypatch):
