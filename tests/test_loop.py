@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_engine import Meddler, equal, terminate, trained
-from tiny_training import CHEST, CONFIG, COVID
+from tiny_training import CHEST, CONFIG, COVID, TWO_STAGES
 from torch import nn
 
+from shards.labels import Vocabulary
 from train import loop as train_loop
 from train.config import Stage
 from train.loop import Trainer
@@ -20,6 +21,7 @@ from train.metrics import Metrics
 from train.phases import Phase
 from train.step import Stepper
 from train.stop import Interrupted
+from train.store import Store
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
@@ -99,5 +101,26 @@ def test_a_network_with_another_head_and_size_goes_on(tiny_shards, tmp_path, mon
     with monkeypatch.context() as patch:  # in the first step
         patch.setattr(Stepper, "expect", lambda *words: terminate(expect(*words)))
         with pytest.raises(Interrupted):
+            trained(tiny_shards, tmp_path / "cut", config)
+    assert equal(trained(tiny_shards, tmp_path / "cut", config), whole)
+
+
+def test_a_run_that_ends_between_two_stages_draws_the_same_new_neurons(
+    tiny_shards, tmp_path, monkeypatch
+):
+    phases = (Phase("all", 1, "all", 0.02),)
+    stages = tuple(replace(stage, phases=phases) for stage in TWO_STAGES.stages)
+    config = replace(TWO_STAGES, stages=stages)
+    whole = trained(tiny_shards, tmp_path / "whole", config)
+    load = Trainer._load_stores
+
+    def cut(trainer: Trainer, stage: Stage, vocabulary: Vocabulary) -> dict[str, Store]:
+        if stage.name == "covid":
+            raise RuntimeError("cut")
+        return load(trainer, stage, vocabulary)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_load_stores", cut)
+        with pytest.raises(RuntimeError, match="cut"):
             trained(tiny_shards, tmp_path / "cut", config)
     assert equal(trained(tiny_shards, tmp_path / "cut", config), whole)
