@@ -317,6 +317,7 @@ def test_it_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", named)
     model, optim = make_network()
+    opened = os.listdir("/proc/self/fd")
     best = ("best-1.safetensors", save_best(tmp_path, "best-1.safetensors", model))
     save(tmp_path, model, optim, {"step": 4}, best)
     best_file, checkpoint = (tmp_path / name for name in (best[0], "000001"))
@@ -326,3 +327,4 @@ def test_it_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
         whole = best_file if path == best_file else checkpoint
         assert events.index(("synced", inode)) < events.index(("named", number[whole]))
     assert events[-1] == ("synced", tmp_path.stat().st_ino)  # the name itself
+    assert os.listdir("/proc/self/fd") == opened  # or a long run is out of files
