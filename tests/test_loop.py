@@ -85,7 +85,10 @@ def test_each_stage_is_trained_and_judged_by_its_own_loss(tiny_shards, tmp_path,
         COVID, phases=phases, output="softmax", class_weights=(("COVID-19", 3.0), ("Normal", 0.5))
     )
     stages = (replace(CHEST, phases=phases), weighted)
+    closed: list[Store] = []
+    monkeypatch.setattr(Store, "close", lambda store: closed.append(store))
     trained(tiny_shards, tmp_path, replace(CONFIG, stages=stages))
+    assert len(closed) == 6  # each split's, at the end of its stage
     for losses in (trainings, judgements[::2], judgements[1::2]):  # of val, of test
         plain, own = losses
         assert (plain.output, plain.weights) == ("sigmoid", None)
