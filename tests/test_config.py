@@ -10,7 +10,7 @@ from test_recipes import TWO
 
 from shards.console import UserError
 from shards.labels import Vocabulary
-from train.config import check_stage, loss_of, without_skipped
+from train.config import check_config, check_stage, loss_of, without_skipped
 from train.recipes import recipe
 from train.weights import StartConfig
 
@@ -52,6 +52,16 @@ def test_sync_norm_needs_as_many_copies_in_each_process(changes, processes, fits
     )
     with nullcontext() if fits else refused:
         check_stage(config, stage, TWO, processes)
+
+
+def test_the_least_and_the_most_that_is_allowed_is():
+    config = replace(recipe("network-a"), checkpoint_every_s=0.0, size=32, micro_batch=3)
+    check_config(replace(config, seed=0, keep_checkpoints=1))
+    check_config(replace(config, seed=2**32 - 1))
+    for changes in ({"seed": 2**32}, {"size": 31}, {"micro_batch": 2}, {"keep_checkpoints": 0}):
+        (name,) = changes
+        with pytest.raises(UserError, match=f"{name} is {changes[name]}"):
+            check_config(replace(config, **changes))
 
 
 def test_class_weights_stand_at_their_labels():

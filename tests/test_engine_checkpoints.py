@@ -12,6 +12,7 @@ from tiny_training import CONFIG, COVID
 from shards.console import UserError
 from train.dist import World
 from train.loop import Trainer
+from train.phases import Progress
 from train.position import Position
 from train.precision import Precision
 from train.saver import Saver
@@ -96,6 +97,20 @@ def test_a_checkpoint_is_wanted_when_the_last_is_so_old_or_a_signal_came(
     with pytest.raises(Interrupted):
         saver.save(Position(), make_stepper())
     assert len(list(tmp_path.iterdir())) == 2 * (rank == 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_rank_writes_the_best_weights_of_which_the_next_phase_has_none(tmp_path, rank):
+    world, stepper = World("cpu"), make_stepper()
+    world.rank = rank
+    saver = Saver(tmp_path, world, Stop(), {}, keep=2, every_s=0.0)
+    at = Position(stage=1, phase=2, progress=Progress(4, 3, 0.5))
+    saver.write_best(at, stepper.model)
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names == ["best-2-3-00003.safetensors"] * (rank == 0)
+    assert saver.best_file == "best-2-3-00003.safetensors"
+    assert saver.best(at) == tmp_path / "best-2-3-00003.safetensors"
+    assert (saver.best_file, saver.best_sha256) == ("", "")
 
 
 def test_a_run_that_passed_over_a_damaged_checkpoint_keeps_good_ones_only(tmp_path):

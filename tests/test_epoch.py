@@ -19,7 +19,7 @@ from train.stop import Interrupted
 
 
 @pytest.mark.usefixtures("tiny_network")
-def test_steps_are_made_at_the_schedules_rate_also_after_a_stop(tiny_shards, tmp_path, monkeypatch):
+def test_steps_have_the_schedules_rate_also_after_a_stop(tiny_shards, tmp_path, monkeypatch):
     schedule = Schedule("step", factor=0.5, every=1)
     phases = (Phase("head", 1, "head", 0.08), Phase("all", 3, "all", 0.04, schedule=schedule))
     config = replace(CONFIG, stages=(replace(COVID, phases=phases),))
@@ -33,13 +33,23 @@ def test_steps_are_made_at_the_schedules_rate_also_after_a_stop(tiny_shards, tmp
         if len(rates) == 14:  # the second step of the third epoch of the second phase
             terminate(torch.empty(0))
 
+    speeds: list[float] = []
+    end_epoch = Position.end_epoch
+
+    def ending(at: Position, *words: object) -> None:
+        speeds.append(at.copies / at.step_seconds)
+        end_epoch(at, *words)
+
+    monkeypatch.setattr(Position, "end_epoch", ending)
     monkeypatch.setattr(Stepper, "update", noting)
     with pytest.raises(Interrupted):
         trained(tiny_shards, tmp_path, config)
     trained(tiny_shards, tmp_path, config)
     expected = [0.08, 0.04, 0.02, 0.01]
     assert rates == [rate for rate in expected for _ in range(4)]
-    assert [line["lr"] for line in read_metrics(tmp_path)] == expected
+    lines = read_metrics(tmp_path)
+    assert [line["lr"] for line in lines] == expected
+    assert [line["img_s"] for line in lines] == speeds
 
 
 def seed_of(stage: int, epoch: int, step: int, rank: int, seed: int) -> int:

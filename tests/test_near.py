@@ -1,10 +1,12 @@
 """ingest.near: copies are found, other images are not, and no pair is overlooked."""
 
 import cv2
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from ingest.near import BITS, THRESHOLD, distance, near_hash, near_pairs
 from ingest.radiograph import draw
@@ -83,6 +85,19 @@ def test_drawn_copies_are_near():
         assert len(own) == BITS // 4
         for name, copy in copies(grey).items():
             assert distance(own, near_hash(copy)) <= THRESHOLD, name
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 130), (257, 300), (300, 259), (512, 768)])
+def test_a_hash_is_of_the_image_drawn_to_128_pixels(height, width):
+    """Halved before only where that is exact."""
+    grey = draw(3, frozenset(), size=800)[:height, :width]
+    plain = cv2.resize(grey, (128, 128), interpolation=cv2.INTER_AREA)
+    bits = imagehash.phash(Image.fromarray(plain), hash_size=16).hash
+    even = height % 2 == width % 2 == 0
+    assert distance(near_hash(grey), np.packbits(bits).tobytes().hex()) <= (2 if even else 0)
+    if height >= 512:
+        half = cv2.resize(grey, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        assert near_hash(half) == near_hash(grey)
 
 
 def test_real_copies_are_near_and_other_patients_are_not(shared_data):
