@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 
 from shards.console import RunFailed
-from shards.index import index_tar
+from shards.index import format_index, index_tar
 from shards.manifest import load_manifest
-from shards.reader import read_index, read_labels, read_shard, read_split
+from shards.reader import (
+    member,
+    read_index,
+    read_labels,
+    read_meta,
+    read_shard,
+    read_split,
+)
 from shards.sample import Sample, SampleMeta
 from shards.writer import write_atomic, write_shard
 
@@ -195,3 +202,29 @@ def test_the_tar_is_what_tarfile_writes(tmp_path: Path, monkeypatch, at_once: in
                 tar.addfile(info, io.BytesIO(data))
     assert (tmp_path / "a.tar").read_bytes() == plain.getvalue()
     assert shard.sha256 == hashlib.sha256(plain.getvalue()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("extension", "change"), [("lab", None), ("json", None), ("json", b"{}"), ("json", b"[]")]
+)
+def test_a_sample_without_its_parts_is_named(tmp_path: Path, extension: str, change: bytes | None):
+    """Left out of the tar, or not what was written; the index says what the tar says."""
+    path, one = tmp_path / "a.tar", sample(1)
+    parts = {"png": one.image, "lab": one.labels.tobytes(), "json": one.meta.to_json()}
+    parts |= {extension: change} if change else {}
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in parts.items():
+            if name != extension or change:
+                info = tarfile.TarInfo(f"{one.key}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (components,) = index = index_tar(path)
+    path.with_suffix(".idx").write_text(format_index(index))
+    with pytest.raises(RunFailed, match=f"a.tar: sample {one.key} is damaged"):
+        list(read_shard(path))
+    named = pytest.raises(RunFailed, match=f"{one.key}.{extension} is damaged")
+    with path.open("rb") as file, named:
+        if extension == "lab":
+            member(components, extension, path)
+        else:
+            read_meta(file.fileno(), components, path)
