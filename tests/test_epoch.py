@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_engine import terminate, trained
+from test_engine import Meddler, newest_state, terminate, trained
 from tiny_training import CONFIG, COVID
 
 from train.epoch import PhaseRun
@@ -50,6 +50,14 @@ def test_steps_have_the_schedules_rate_also_after_a_stop(tiny_shards, tmp_path, 
     lines = read_metrics(tmp_path)
     assert [line["lr"] for line in lines] == expected
     assert [line["img_s"] for line in lines] == speeds
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_stopped_in_a_validation_no_step_is_made_twice(tiny_shards, tmp_path, monkeypatch):
+    Meddler(monkeypatch, 5, terminate)  # behind the four steps
+    with pytest.raises(Interrupted):
+        trained(tiny_shards, tmp_path)
+    assert newest_state(tmp_path)["position"]["step"] == 4
 
 
 def seed_of(stage: int, epoch: int, step: int, rank: int, seed: int) -> int:
