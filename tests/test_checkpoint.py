@@ -327,4 +327,4 @@ def test_it_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
         whole = best_file if path == best_file else checkpoint
         assert events.index(("synced", inode)) < events.index(("named", number[whole]))
     assert events[-1] == ("synced", tmp_path.stat().st_ino)  # the name itself
-    assert os.listdir("/proc/self/fd") == opened  # or a long run is out of files
+    assert set(os.listdir("/proc/self/fd")) <= set(opened)  # or a long run is out of files
