@@ -62,7 +62,9 @@ def report_shard(path: Path, manifest: Manifest, shard: ShardInfo) -> ShardRepor
             problems.append(f"{path} has {len(samples)} samples, the manifest says {shard.samples}")
         with path.open("rb") as file:
             found, labels = _read_samples(file.fileno(), path, samples, manifest)
-    except (RunFailed, tarfile.TarError, ValueError) as error:
+    except RunFailed as error:  # which names the file
+        return ShardReport([*problems, str(error)], [], empty)
+    except (tarfile.TarError, ValueError) as error:
         return ShardReport([*problems, f"{path}: {error}"], [], empty)
     keys = [components[0].key for components in samples]
     found += _label_problems(keys, labels, len(manifest.labels))

@@ -1,12 +1,17 @@
 """Run folders made by hand for the tests of the report: hostile names, no training."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from serve.evaluate import measure, write_metrics
 from serve.metrics import MeasureConfig
@@ -18,6 +23,23 @@ from shards.writer import write_shard
 
 EVIL = "</script><script>alert(1)</script>"
 LABELS = ("Normal", "Viral $Pneumonia", EVIL)
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser without a screen; the test skips where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path: make browser")
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: make setup")
+    with api.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield found
+        found.close()
 
 
 def write_json(path: Path, content: object) -> None:

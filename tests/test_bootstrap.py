@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from test_evaluate import joined
 
-from serve.bootstrap import CLASS_METRICS, bootstrap, draw
+from serve.bootstrap import CLASS_METRICS, _estimate, bootstrap, draw
 from serve.judged import judge
 from serve.metrics import MeasureConfig, measure
 
@@ -127,3 +127,14 @@ def test_unknown_patients_and_degenerate_samples_are_stated():
     )
     area = bootstrap(judge(rare), 200, 0).classes[0].auroc
     assert (area.value, area.low) == (1, None)  # a third of the resamples lack the one positive
+
+
+@pytest.mark.parametrize(("missing", "known"), [(0, True), (5, True), (6, False), (100, False)])
+def test_an_interval_needs_the_number_in_95_of_100_resamples(missing: int, known: bool):
+    drawn = np.r_[np.linspace(0, 1, 100 - missing), np.full(missing, np.nan)]
+    found = _estimate(0.5, drawn)
+    assert found is not None
+    assert (found.low is not None, found.high is not None) == (known, known)
+    if known:
+        assert (found.low, found.high) == pytest.approx((0.025, 0.975))
+    assert _estimate(np.nan, drawn) is None

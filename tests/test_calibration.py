@@ -79,6 +79,15 @@ def test_validation_sets_the_temperature_and_the_evaluated_images_judge_it():
         measure(test, validation=validation)
 
 
+def test_softmax_is_the_form_only_where_both_sides_are_softmaxes():
+    sides = {softmax: made(300, 2, 1, softmax=True) for softmax in (True, False)}
+    sides[False] = replace(sides[False], probabilities=sides[False].probabilities * 0.9)
+    for test, validation in ((True, True), (True, False), (False, True), (False, False)):
+        found = calibrate(judge(sides[test]), judge(sides[validation])).temperature
+        assert found.form == ("softmax" if test and validation else "sigmoid")
+        assert found.images == 300
+
+
 @pytest.mark.parametrize("exclusive", [True, False])
 @pytest.mark.parametrize("certainty", [0.9, 1.0])
 def test_there_is_no_temperature_without_an_error_or_without_skill(exclusive, certainty):
@@ -111,6 +120,7 @@ def test_unknown_truth_is_in_no_bin():
     blank = joined([[1, -1], [0, -1]], [[0.9, 0.5], [0.2, 0.7]], labels="AB", exclusive=False)
     told = measure(blank, config=MeasureConfig(replicates=100))
     assert (told.calibration.classes[1].ece, told.classes[1].accuracy) == (None, None)
+    assert [one.images for one in told.calibration.classes] == [2, 0]
     assert told.calibration.ece_mean == told.calibration.classes[0].ece
     assert told.bootstrap.classes[1].recall is None
     assert "B: no number, its truth is known of no image" in told.omitted

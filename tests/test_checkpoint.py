@@ -1,11 +1,8 @@
 """train.checkpoint: what is written comes back exactly, and a damaged one is passed over."""
 
-import re
-import shutil
-from collections.abc import Callable, Set
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Set
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from shards.console import RunFailed
-from train.agreed import agreed_checkpoint
 from train.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -23,7 +19,6 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from train.dist import World
 
 
 def make_network() -> tuple[nn.Sequential, torch.optim.SGD]:
@@ -76,6 +71,23 @@ def test_round_trip_is_exact_and_training_goes_on_bit_by_bit(tmp_path):
     train_steps(model, optim, range(3, 6))
     train_steps(again, fresh, range(3, 6))
     assert same_state(model, again)
+
+
+def test_averages_and_statistics_of_each_process_come_back_or_none(tmp_path, capsys):
+    tensors = [{name: torch.full((3,), float(i))} for i, name in enumerate("wmsb")]
+    save_checkpoint(tmp_path, Checkpoint(*tensors[:2], {}), keep=2)
+    content = Checkpoint(*tensors[:2], {}, ema=tensors[2], buffers=tensors[3])
+    save_checkpoint(tmp_path, content, keep=2)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    for kept, given in zip((found.weights, found.optim, found.ema, found.buffers), tensors):
+        assert kept.keys() == given.keys()
+        assert all(torch.equal(kept[name], given[name]) for name in given)
+    (tmp_path / "000002" / "buffers.safetensors").unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.number, found.ema, found.buffers) == (1, {}, {})
+    assert "000002 is damaged" in capsys.readouterr().err
 
 
 def test_momentum_comes_back_in_the_parameters_memory_order(tmp_path):
@@ -137,14 +149,18 @@ def test_a_fresh_optimiser_has_nothing_to_save(tmp_path):
     assert saved.optim == {}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def save_four(folder: Path) -> Path:
     """Checkpoints of steps 0 to 3, of which the last two remain."""
     model, optim = make_network()
     for step in range(4):
         train_steps(model, optim, range(1))
-        save(tmp_path / "checkpoints", model, optim, {"step": step})
-    return tmp_path / "checkpoints"
+        save(folder, model, optim, {"step": step})
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_four(tmp_path / "checkpoints")
 
 
 def step_of(folder: Path) -> int | None:
@@ -246,78 +262,10 @@ def test_each_checkpoint_has_the_best_weights_of_its_own_past(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["000006"]
 
 
-def test_none_is_left(folder, capsys):
+def test_none_is_left(folder):
     for state in folder.glob("*/state.json"):
         state.write_text("{")
     assert latest_checkpoint(folder) is None
-    with pytest.raises(RunFailed, match=r"no checkpoint in .* can be read; delete the run to"):
-        agreed_checkpoint(folder, World("cpu"))
-    assert agreed_checkpoint(folder / "nothing", World("cpu")) is None
-
-
-class Ranks:
-    """Threads as the ranks of a world: what each gives to gather comes back to all."""
-
-    def __init__(self, monkeypatch, size: int) -> None:
-        self._rows: dict[int, list[int]] = {}
-        self._size, self._barrier = size, Barrier(size, timeout=20)
-        monkeypatch.setattr("train.agreed.gather", self._gather)
-
-    def _gather(self, values: list[int], rank: int) -> list[list[int]]:
-        self._rows[rank] = values
-        self._barrier.wait()
-        rows = [self._rows[number] for number in range(self._size)]
-        self._barrier.wait()
-        return rows
-
-    def agreed(self, folders: list[Path]) -> list[object]:
-        """What each rank, which sees its folder, goes on from: a step, None, or its error."""
-        with ThreadPoolExecutor(self._size) as pool:
-            jobs = [pool.submit(agreed_checkpoint, folder, n) for n, folder in enumerate(folders)]
-        errors = [job.exception() for job in jobs]
-        return [
-            str(error) if error else getattr(job.result(), "state", {}).get("step")
-            for job, error in zip(jobs, errors)
-        ]
-
-
-@pytest.fixture
-def views(folder, tmp_path, monkeypatch) -> Callable[..., list[object]]:
-    """Rank 0 sees the checkpoints of steps 2 and 3, and ranks 1 and 2 what `change` makes of it."""
-
-    def agreed(change: Callable[[Path], object]) -> list[object]:
-        shutil.copytree(folder, tmp_path / "other")
-        change(tmp_path / "other")
-        return Ranks(monkeypatch, 3).agreed([folder, tmp_path / "other", folder])
-
-    return agreed
-
-
-def resave(folder: Path) -> None:
-    """Another checkpoint of the same number."""
-    shutil.rmtree(folder / "000004")
-    model, optim = make_network()
-    save(folder, model, optim, {"step": 9})
-
-
-def test_all_ranks_take_the_newest_that_all_can_read(views, folder):
-    assert views(lambda other: (other / "000004" / "optim.safetensors").unlink()) == [2, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (shutil.rmtree, "rank 1 finds none, rank 0 reads 000004; give all machines the same"),
-        (
-            lambda other: [path.unlink() for path in other.glob("*/state.json")],
-            "rank 1 finds none that it can read, rank 0 reads 000004",
-        ),
-        (resave, "checkpoint 000004 in .* is not the same for rank 1 as for"),
-    ],
-)
-def test_ranks_that_see_other_checkpoints_end_together(views, change, message):
-    errors = views(change)
-    assert all(re.search(message, str(error)) for error in errors), errors
 
 
 @pytest.mark.parametrize("content", ["5", "null", '"text"', "[]"])
@@ -352,3 +300,31 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(folder):
     save(folder, model, optim, {"step": 9})
     assert step_of(folder) == 9
     assert not (folder / "writing.tmp").exists()
+
+
+def test_it_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    """Also where the power fails right after."""
+    events: list[tuple[str, int]] = []
+    replace = Path.replace
+
+    def sync(fd: int) -> None:
+        events.append(("synced", os.fstat(fd).st_ino))
+
+    def named(path: Path, target: Path) -> Path:
+        events.append(("named", path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", named)
+    model, optim = make_network()
+    opened = os.listdir("/proc/self/fd")
+    best = ("best-1.safetensors", save_best(tmp_path, "best-1.safetensors", model))
+    save(tmp_path, model, optim, {"step": 4}, best)
+    best_file, checkpoint = (tmp_path / name for name in (best[0], "000001"))
+    number = {path: path.stat().st_ino for path in [*checkpoint.iterdir(), best_file, checkpoint]}
+    assert len(number) == 5
+    for path, inode in number.items():
+        whole = best_file if path == best_file else checkpoint
+        assert events.index(("synced", inode)) < events.index(("named", number[whole]))
+    assert events[-1] == ("synced", tmp_path.stat().st_ino)  # the name itself
+    assert set(os.listdir("/proc/self/fd")) <= set(opened)  # or a long run is out of files

@@ -77,6 +77,14 @@ def test_any_beginning_of_a_jpeg_is_looked_at(middle):
     assert not _is_plain_jpeg(b"\xff\xd8\xff" + middle + b"\xff\xd9", 0)
 
 
+@pytest.mark.parametrize("length", [0, 7])
+def test_a_box_that_has_no_length_ends_the_search(length: int):
+    data = bytearray(encode(noise(20, 30), "htj2k"))
+    data[12:16] = length.to_bytes(4, "big")
+    with pytest.raises(BadImage, match="cut short"):
+        decode_grey(bytes(data))
+
+
 def test_encoding_is_deterministic():
     image = smooth(50, 60)
     for encoding in ("htj2k", "jpeg", "png"):

@@ -1,5 +1,6 @@
 """The engine's checkpoints: which are kept, which are refused, what they hold."""
 
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from tiny_training import CONFIG, COVID
 from shards.console import UserError
 from train.dist import World
 from train.loop import Trainer
+from train.phases import Progress
 from train.position import Position
 from train.precision import Precision
 from train.saver import Saver
@@ -69,11 +71,50 @@ def test_the_loss_scaler_goes_on(tiny_shards, tmp_path, monkeypatch):
     assert equal(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_run_that_passed_over_a_damaged_checkpoint_keeps_good_ones_only(tmp_path):
-    model, world, folder = torch.nn.Linear(2, 2), World("cpu"), tmp_path / "checkpoints"
+def make_stepper() -> SimpleNamespace:
+    model = torch.nn.Linear(2, 2)
     optim = torch.optim.SGD(model.parameters(), lr=0.1)
-    precision = Precision("fp32", world.device)
-    stepper = SimpleNamespace(model=model, optim=optim, precision=precision, ema=None)
+    precision = Precision("fp32", torch.device("cpu"))
+    return SimpleNamespace(model=model, optim=optim, precision=precision, ema=None)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_is_wanted_when_the_last_is_so_old_or_a_signal_came(
+    tmp_path, monkeypatch, rank
+):
+    world, stop, now = World("cpu"), Stop(), [1000.0]
+    world.rank = rank
+    monkeypatch.setattr("train.saver.time.monotonic", lambda: now[0])
+    saver = Saver(tmp_path, world, stop, {}, keep=2, every_s=100.0, saved_at=now[0])
+    wanted = []
+    for now[0] in (1000.0, 1100.0, 1101.0):
+        wanted.append(saver.wanted())
+    saver.save(Position(), make_stepper())
+    assert [*wanted, saver.wanted()] == [False, False, True, False]
+    assert len(list(tmp_path.iterdir())) == (rank == 0)
+    stop.number = signal.SIGTERM
+    assert saver.wanted()
+    with pytest.raises(Interrupted):
+        saver.save(Position(), make_stepper())
+    assert len(list(tmp_path.iterdir())) == 2 * (rank == 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_rank_writes_the_best_weights_of_which_the_next_phase_has_none(tmp_path, rank):
+    world, stepper = World("cpu"), make_stepper()
+    world.rank = rank
+    saver = Saver(tmp_path, world, Stop(), {}, keep=2, every_s=0.0)
+    at = Position(stage=1, phase=2, progress=Progress(4, 3, 0.5))
+    saver.write_best(at, stepper.model)
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names == ["best-2-3-00003.safetensors"] * (rank == 0)
+    assert saver.best_file == "best-2-3-00003.safetensors"
+    assert saver.best(at) == tmp_path / "best-2-3-00003.safetensors"
+    assert (saver.best_file, saver.best_sha256) == ("", "")
+
+
+def test_a_run_that_passed_over_a_damaged_checkpoint_keeps_good_ones_only(tmp_path):
+    world, folder, stepper = World("cpu"), tmp_path / "checkpoints", make_stepper()
     for step in range(3):  # the last one is damaged, and met when the run goes on
         saver = Saver(folder, world, Stop(), {}, keep=2, every_s=0.0)
         saver.latest()

@@ -173,7 +173,8 @@ def bassi_table_2():
 def test_bassi_table_2_gives_table_3():
     found = measure(bassi_table_2())
     assert found.confusion == [[60, 0, 0], [0, 60, 0], [1, 0, 59]]
-    assert found.accuracy.value == 179 / 180
+    assert (found.accuracy.value, found.call_from) == (179 / 180, None)
+    assert [line.split(":")[0] for line in found.omitted] == ["Viral Pneumonia", "COVID-19"]
     table = [(c.recall.value, c.precision.value, c.f1) for c in found.classes]
     assert [tuple(round(v, 3) for v in row) for row in table[:2]] == [(1, 0.984, 0.992), (1, 1, 1)]
     recall, precision, f1 = table[2]
@@ -241,6 +242,7 @@ def test_unknown_truth_errors_and_single_kinds_are_stated():
     )
     assert (found.images, found.evaluated, found.errors, found.unlabelled) == (5, 3, 1, 1)
     assert (found.accuracy, found.confusion, found.patients) == (None, None, 2)
+    assert found.call_from == 0.5
     first, second, third = found.classes
     assert (first.positives, first.negatives, first.unknown) == (2, 1, 0)
     assert (second.positives, second.negatives, second.unknown) == (1, 1, 1)

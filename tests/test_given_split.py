@@ -1,9 +1,12 @@
 """ingest.given_split: no patient in two splits, the test set whole, something to validate on."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
+from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, readmit, val_from_train
+from ingest.lists import NOT_LISTED
 from ingest.record import Record
 from ingest.split import TEST, TRAIN, TRAIN_VAL, VAL, assign_splits, shared_patients
 
@@ -43,3 +46,16 @@ def test_a_tenth_of_train_where_nothing_is_given():
     assert {r.split for r in divided} == {TRAIN_VAL}
     assert list(assign_splits(divided, GIVEN_SPLIT, 0).values()).count(VAL) == 4
     assert val_from_train([*records, record(40, None, VAL)])[0].split == TRAIN
+
+
+def test_what_made_way_for_another_split_is_readmitted_and_anew_what_no_list_named():
+    reasons = ("patient also in test", NOT_LISTED, "duplicate of k7", None)
+    records = [replace(record(n, "p", TRAIN), excluded=why) for n, why in enumerate(reasons)]
+    for anew, excluded in (
+        (False, [None, NOT_LISTED, "duplicate of k7", None]),
+        (True, [None, None, "duplicate of k7", None]),
+    ):
+        found = readmit(records, anew=anew)
+        assert [r.excluded for r in found] == excluded
+        assert {r.split for r in found} == {None if anew else TRAIN}
+        assert [r.key for r in found] == [r.key for r in records]

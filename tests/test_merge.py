@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.config import IngestConfig
-from ingest.label_map import read_label_map
+from ingest.label_map import check_label_map, read_label_map
 from ingest.merge import MergeConfig, map_record, merge
 from ingest.record import Record
 from ingest.resplit import ResplitConfig, resplit
@@ -235,6 +235,19 @@ def test_bad_mappings(sets: Path, tmp_path: Path, text: str, message: str):
         merged(sets, tmp_path, map=tmp_path / "map.csv")
 
 
+def test_empty_rows_are_passed_over_and_tables_of_other_sets_named(
+    sets: Path, tmp_path: Path, capsys
+):
+    path = tmp_path / "map.csv"
+    path.write_text(MAP.replace("second,Normal", ",,\nthird,x,y\nsecond,Normal"))
+    assert read_label_map(path) == {**read_label_map(sets / "map.csv"), "third": {"x": "y"}}
+    manifests = {name: load_manifest(sets / name) for name in ("covid-radiography", "second")}
+    check_label_map(read_label_map(sets / "map.csv"), manifests, path)
+    assert capsys.readouterr().err == ""
+    check_label_map(read_label_map(path), manifests, path)
+    assert f"{path} also maps third, which is not among the data sets" in capsys.readouterr().err
+
+
 def test_toml(sets: Path, tmp_path: Path):
     path = tmp_path / "map.toml"
     path.write_text('[set]\n"Viral Pneumonia" = "p"\nNormal = ""\n')
@@ -243,6 +256,9 @@ def test_toml(sets: Path, tmp_path: Path):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             read_label_map(path)
+    path.write_bytes(b'[set]\nNormal = "\xff"\n')
+    with pytest.raises(UserError, match=r"^cannot read the mapping \S+map.toml: .*utf-8"):
+        read_label_map(path)
     with pytest.raises(UserError, match=r"^no file \S+none.csv; --map names"):
         read_label_map(tmp_path / "none.csv")
 

@@ -1,10 +1,12 @@
 """ingest.near: copies are found, other images are not, and no pair is overlooked."""
 
 import cv2
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from ingest.near import BITS, THRESHOLD, distance, near_hash, near_pairs
 from ingest.radiograph import draw
@@ -83,6 +85,20 @@ def test_drawn_copies_are_near():
         assert len(own) == BITS // 4
         for name, copy in copies(grey).items():
             assert distance(own, near_hash(copy)) <= THRESHOLD, name
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 130), (257, 300), (300, 259)])
+def test_an_image_that_has_no_exact_half_is_drawn_at_once(height, width):
+    grey = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+    drawn = cv2.resize(grey, (128, 128), interpolation=cv2.INTER_AREA)
+    bits = imagehash.phash(Image.fromarray(drawn), hash_size=16).hash
+    assert near_hash(grey) == np.packbits(bits).tobytes().hex()
+
+
+def test_an_image_and_its_exact_half_have_the_same_hash():
+    grey = draw(3, frozenset(), size=800)[:512, :768]
+    half = cv2.resize(grey, (384, 256), interpolation=cv2.INTER_AREA)
+    assert near_hash(half) == near_hash(grey)
 
 
 def test_real_copies_are_near_and_other_patients_are_not(shared_data):

@@ -212,3 +212,14 @@ def test_the_average_follows_the_weights():
         torch.testing.assert_close(value, start[key] + step)
     assert not ema.model.training
     assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_an_optimiser_has_the_settings_and_a_new_phase_no_old_gradient():
+    model = net()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    phase = Phase("head", 1, "head", lr=0.03, weight_decay=0.02)
+    set_trainable(model, phase)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    (group,) = build_optim(OptimConfig("sgd", momentum=0.7), model, phase).param_groups
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.03, 0.02, 0.7)

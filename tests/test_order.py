@@ -159,3 +159,15 @@ def test_copies_are_shuffled_over_the_whole_epoch():
     assert len(set(order[:32, 0].tolist())) > 10
     other = copy_order(np.arange(20), np.full(20, 8), seed=0, epoch=1)
     assert not np.array_equal(order, other)
+
+
+def test_orders_are_those_of_the_versions_before():
+    """A run that goes on with a newer version must see the rest of its epoch, no other one."""
+    assert epoch_order(12, seed=7, epoch=3).tolist() == [6, 0, 3, 1, 4, 2, 8, 9, 11, 10, 5, 7]
+    last_seed = epoch_order(12, seed=2**32 - 1, epoch=0)
+    assert last_seed.tolist() == [3, 2, 9, 8, 1, 7, 10, 11, 5, 6, 4, 0]
+    copies = copy_order(np.array([4, 0, 2]), np.array([1, 3, 2]), seed=7, epoch=3)
+    assert copies.tolist() == [[4, 0], [0, 2], [0, 0], [2, 0], [0, 1], [2, 1]]
+    labels = np.eye(3, dtype=np.int8)[np.repeat([0, 1, 2], [7, 2, 1])]
+    drawn = balanced_order(labels, np.repeat([1, 2, 1], [7, 2, 1]), seed=7, epoch=3)
+    assert drawn.tolist() == [3, 9, 8, 3, 9, 9, 7, 4, 4, 9]

@@ -67,6 +67,21 @@ def test_what_is_kept_is_the_last_or_the_most_accurate(accuracies):
         assert accurate.best_val_loss == (accurate.best_epoch or math.inf)
 
 
+def test_an_epoch_begins_with_nothing_counted():
+    """The first one too, whose loss the log tells."""
+    begun = {"step": 0, "loss_sum": 0, "loss_count": 0, "copies": 0, "seconds": 0}
+    begun |= {"step_seconds": 0, "energy_j": 0}
+    assert Position().to_json().items() >= {**begun, "stage": 0, "phase": 0, "lines": 0}.items()
+    at = Position(**dict.fromkeys(begun, 7), stage=1, phase=2, lines=9)
+    assert at.train_loss == 1
+    at.end_epoch(0.5)
+    assert at.to_json().items() >= {**begun, "stage": 1, "phase": 2, "lines": 9}.items()
+    at.end_phase({"epochs": 1})
+    assert (at.phase, at.progress, at.epoch) == (3, Progress(), 1)
+    at.end_stage()
+    assert (at.stage, at.phase, at.phases, at.epoch) == (2, 0, [], 0)
+
+
 @given(LOSSES, st.integers(0, 60), st.integers(0, 5))
 def test_a_position_survives_json(losses, count, step):
     at = Position(step=step, lines=count, phases=[{"name": "x", "epochs": 3}])

@@ -3,7 +3,6 @@ images of synthetic shards."""
 
 import json
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from train.config import (
     check_stage,
     expansions_of,
     loss_of,
-    without_skipped,
 )
 from train.dist import World
 from train.expand import Expander
@@ -37,7 +35,6 @@ from train.recipes.entry import passes
 from train.settings import jsonable
 from train.step import Stepper
 from train.store import InputConfig, Store
-from train.weights import StartConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 TWO = Vocabulary(("Other", "COVID-19"), exclusive=True)
@@ -303,63 +300,3 @@ def test_the_commands_that_make_the_data_lack_the_data_alone(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["ingest", *words])
         with pytest.raises(UserError, match=r"^no folder (NIH|COVID|COHEN|KERMANY|FOLDER|SHARDS)"):
             ingest.main()
-
-
-STAGE = recipe("deepcovid-resnet18").stages[0]
-
-
-@pytest.mark.parametrize(
-    ("stage", "vocabulary", "processes", "message"),
-    [
-        (STAGE, Vocabulary(TWO.names, False), 1, "output softmax needs labels of which each image"),
-        (replace(STAGE, batch=3), TWO, 4, "batch is 3, fewer than the 4 processes"),
-        (replace(STAGE, batch=7), TWO, 4, "batch norm cannot train on one image of 32 pixels"),
-        (replace(STAGE, class_weights=(("x", 1.0),)), TWO, 1, "no label 'x'"),
-        (replace(STAGE, class_weights=(("Other", 0),)), TWO, 1, "must be over 0"),
-        (replace(STAGE, class_weights=(("Other", 1), ("Other", 2))), TWO, 1, "and given once"),
-    ],
-)
-def test_settings_that_do_not_fit_the_data_are_named(stage, vocabulary, processes, message):
-    config = replace(recipe("deepcovid-resnet18"), size=32)
-    with pytest.raises(UserError, match=message):
-        check_stage(config, stage, vocabulary, processes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "processes", "fits"),
-    [
-        ({}, 2, False),  # five copies of each COVID-19 image
-        ({"batch_unit": "augmented"}, 2, True),
-        ({"batch_unit": "augmented"}, 3, False),
-        ({"variations": ()}, 2, True),
-        ({"variations": (), "batch": 21}, 2, False),
-    ],
-)
-def test_sync_norm_needs_as_many_copies_in_each_process(changes, processes, fits):
-    config, stage = replace(recipe("deepcovid-resnet18"), sync_norm=True), replace(STAGE, **changes)
-    check_stage(replace(config, sync_norm=False), stage, TWO, processes)
-    refused = pytest.raises(
-        UserError, match=r"--sync-norm waits .* take --stages\.covid\.batch-unit"
-    )
-    with nullcontext() if fits else refused:
-        check_stage(config, stage, TWO, processes)
-
-
-def test_class_weights_stand_at_their_labels():
-    loss = loss_of(replace(STAGE, class_weights=(("COVID-19", 2.5),)), TWO, torch.device("cpu"))
-    assert loss.weights is not None
-    assert (loss.output, loss.weights.tolist()) == ("softmax", [1.0, 2.5])
-    assert loss_of(STAGE, TWO, torch.device("cpu")).weights is None
-
-
-def test_stages_that_another_run_has_trained_are_left_out():
-    config = replace(recipe("network-c"), skip_stages=1)
-    with pytest.raises(
-        UserError, match=r"skip_stages is 1, start.kind is imagenet; the recipe has"
-    ):
-        without_skipped(config)
-    config = replace(config, start=StartConfig("checkpoint", Path("run")))
-    assert without_skipped(config).stages == config.stages[1:]
-    assert without_skipped(recipe("network-a")) == recipe("network-a")
-    with pytest.raises(UserError, match="at least one is trained"):
-        without_skipped(replace(config, skip_stages=2))

@@ -42,6 +42,19 @@ def test_every_name_gets_a_valid_key(name):
     assert make_key(key) == key
 
 
+def test_keys_and_bytes_are_those_of_the_versions_before():
+    """By its key a later ingest or merge knows a sample again."""
+    assert make_key("a b.c") == "a_b_c-7509d20a"
+    assert make_key("ü") == "607474ca"
+    assert make_key("x" * 80) == "x" * 80
+    assert make_key("x" * 81) == "x" * 64 + "-4d1f7bb8"
+    assert META.to_json() == (
+        b'{"age":58,"boxes":[{"h":4,"label":"Mass","w":3,"x":1,"y":2.5}],"file":"a/b.png",'
+        b'"height":20,"patient":"set:7","sex":"F","sha256":"' + b"0" * 64 + b'",'
+        b'"source":"set","view":"PA","width":10}'
+    )
+
+
 @given(st.sets(NAMES, min_size=2, max_size=20))
 def test_different_names_get_different_keys(names):
     assert len({make_key(name) for name in names}) == len(names)

@@ -17,7 +17,7 @@ from train.config import LabelExpansion, LabelVariation, Stage, TrainConfig, exp
 from train.expand import Expander
 from train.loop import Trainer
 from train.phases import Phase
-from train.sampling import balanced_order
+from train.sampling import _shares, balanced_order
 from train.store import Store
 
 LABELS = arrays(
@@ -63,6 +63,11 @@ def test_the_network_sees_as_many_copies_of_each_class(classes, seed, epoch):
     assert len(order) == len(labels)
     copies = labels[order].sum(axis=0) * factor
     assert copies.max() - copies.min() <= 2 * factor.max()
+
+
+def test_the_largest_rests_are_rounded_up():
+    assert _shares(np.array([12.0, 12.0, 1.0]), 10).tolist() == [5, 5, 0]  # 4.8, 4.8, 0.4
+    assert _shares(np.array([1.0, 1.0, 1.0]), 5).tolist() == [2, 2, 1]
 
 
 def test_a_sample_without_labels_has_its_class():

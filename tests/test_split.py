@@ -1,5 +1,6 @@
 """ingest.split: disjoint patients, every sample once, reproducible, whatever the order."""
 
+import math
 import random
 import re
 from collections import Counter, defaultdict
@@ -13,6 +14,8 @@ from ingest.split import (
     SplitConfig,
     assign_splits,
     by_fraction,
+    check_counts,
+    check_fractions,
     join_patients,
     over_cap,
     rank,
@@ -81,6 +84,17 @@ def test_seeds_differ():
     assert by_fraction(records, THREE, 0) != by_fraction(records, THREE, 1)
 
 
+def test_splits_are_those_of_the_versions_before():
+    """What is ingested again, or merged, must not move a patient from one side to the other."""
+    records = one_class({"a": 7, "b": 4})
+    splits = by_fraction(records, THREE, 0)
+    names = {split: [key for key in splits if splits[key] == split] for split in THREE}
+    assert names["val"] == ["a6"]
+    assert names["test"] == ["a2", "b1"]
+    assert over_cap(records, 3, 5) == {"a0", "a1", "a3", "a5", "b0"}
+    assert rank(3, "split", "set:é") == 238165288119708235907648163349061610372
+
+
 @given(st.integers(1, 29), st.integers(0, 9))
 def test_the_test_set_has_exactly_that_many_of_each_class(count, seed):
     records = one_class({"a": 30, "b": 41, "c": 100})
@@ -103,6 +117,30 @@ def test_patients_stay_whole_in_the_test_set():
         sizes[record.patient].add(record.key in taken)
     assert len(taken) == 20
     assert all(len(sides) == 1 for sides in sizes.values())
+
+
+@pytest.mark.parametrize("fractions", [(1, 0, 0), (0.8, 0.2, 0), (0.5, 0, 0.5), (0.7, 0.1, 0.2)])
+def test_shares_of_no_validation_and_no_test_are_allowed(fractions):
+    check_fractions(fractions)
+
+
+@pytest.mark.parametrize(
+    "fractions", [(0, 0.5, 0.5), (1.1, -0.1, 0), (0.7, 0.1, 0.1), (math.nan, 0.5, 0.5), (2, 0, 0)]
+)
+def test_what_are_no_shares_is_refused(fractions):
+    with pytest.raises(UserError, match="allowed: the shares of train, val and test"):
+        check_fractions(fractions)
+
+
+def test_a_count_below_one_is_refused():
+    check_counts(1, 1, 1)
+    check_counts(None, None, None)
+    for place, option in enumerate(("--test-per-class", "--cap-per-class", "--shard-mb")):
+        counts = [5 if i == place else None for i in range(3)]
+        check_counts(*counts)
+        counts[place] = 0
+        with pytest.raises(UserError, match=f"{option} 0; at least 1 is needed"):
+            check_counts(*counts)
 
 
 def test_a_class_too_small_for_the_test_set():

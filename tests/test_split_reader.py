@@ -35,9 +35,12 @@ def test_it_reads_what_a_stream_reads(folder):
     reader, samples = reader_of(folder), list(read_split(folder, load_manifest(folder), "train"))
     assert reader.keys == tuple(sample.key for sample in samples)
     assert np.array_equal(reader.labels, np.stack([sample.labels for sample in samples]))
+    opened = os.listdir("/proc/self/fd")
     order = np.random.default_rng(0).permutation(len(reader)).tolist()
     assert [reader.read(i) for i in order] == [samples[i].image for i in order]
+    assert set(os.listdir("/proc/self/fd")) - set(opened)
     reader.close()
+    assert set(os.listdir("/proc/self/fd")) <= set(opened)
 
 
 def test_without_open_files_it_reads_the_same(folder, monkeypatch):

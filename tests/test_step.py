@@ -10,6 +10,7 @@ from torch import nn
 from shards.order import copy_order, epoch_order, global_batch, steps_per_epoch
 from train.augment import EIGHT, NONE, Expansion
 from train.dist import World
+from train.ema import Ema
 from train.expand import Copies, Expander
 from train.precision import Precision
 from train.step import Stepper
@@ -159,3 +160,21 @@ def test_what_is_expected_is_what_is_taken(unit):
     for batch in batches:
         stepper.accumulate(batch, EPOCH)
     assert taken == expected
+
+
+def test_each_step_has_its_own_gradients_and_the_average_follows():
+    stepper = stepper_of(0, 1)
+    stepper = replace(stepper, ema=Ema(stepper.model, 0.75))
+    first, second = np.arange(4), np.arange(4, 9)
+    stepper.accumulate(second, EPOCH)
+    expected = [p.grad.clone() for p in stepper.model.parameters()]
+    stepper.accumulate(first, EPOCH)
+    stepper.accumulate(second, EPOCH)
+    for parameter, gradient in zip(stepper.model.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    before = [p.detach().clone() for p in stepper.model.parameters()]
+    stepper.update()
+    averages = stepper.ema.model.parameters()
+    for old, new, average in zip(before, stepper.model.parameters(), averages, strict=True):
+        assert not torch.equal(old, new)
+        torch.testing.assert_close(average, 0.75 * old + 0.25 * new.detach())

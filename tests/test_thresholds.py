@@ -80,7 +80,8 @@ def test_unknown_labels_are_left_out_and_one_kind_has_no_point():
     targets = np.array([[1, 1], [0, 1], [0, 1], [-1, 1]], np.int8)
     points = choose(probabilities, targets, ("a", "b"))
     assert points["youden"]["a"] == OperatingPoint(0.55, 1.0, 1.0, 1, 2)
-    assert points["youden"]["b"] is None
+    assert points["sensitivity98"]["a"] == points["youden"]["a"]
+    assert points["youden"]["b"] is points["sensitivity98"]["b"] is None
     assert called(probabilities[:, 0], points["youden"]["a"]).tolist() == [True, False, False, True]
 
 
@@ -119,6 +120,12 @@ def test_a_point_that_the_model_lacks_is_refused(capsys):
     assert pick({}, None, LABELS, "m.onnx") is None
     assert pick({"youden": dict.fromkeys(LABELS)}, "youden", LABELS, "m.onnx") == (None,) * 3
     assert "no youden threshold for Normal" in capsys.readouterr().err
+    known = points(**dict.fromkeys(LABELS, 0.5))
+    assert pick(known, "youden", LABELS, "m.onnx") == tuple(known["youden"].values())
+    assert capsys.readouterr().err == ""
+    known["youden"][LABELS[1]] = None
+    assert pick(known, "youden", LABELS, "m.onnx")[1] is None
+    assert f"no youden threshold for {LABELS[1]}; " in capsys.readouterr().err
 
 
 def test_scores_have_a_column_of_calls(tmp_path):

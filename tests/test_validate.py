@@ -98,3 +98,32 @@ def test_any_number_of_ranks_sees_each_image_once_and_finds_the_same(expander, m
             assert metrics.loss == pytest.approx(alone.loss, rel=1e-5)
             assert metrics.accuracy == pytest.approx(alone.accuracy)
             assert metrics.auroc == pytest.approx(alone.auroc, nan_ok=True)
+
+
+class Shift(nn.Module):
+    """Logits that no image changes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training
+        return torch.tensor([[2.0, -1.0]]).expand(len(images), 2)
+
+
+def test_the_loss_is_the_mean_over_all_copies_known_labels():
+    store, world = make_store(), World("cpu")
+    expander = Expander({0: EIGHT}, NONE, 0, SIZE)
+    found = validate(
+        Shift().train(),
+        store,
+        expander,
+        exclusive=False,
+        world=world,
+        precision=Precision("fp32", world.device),
+        micro_batch=4,
+        loss=Loss(),
+    )
+    losses = []
+    for labels in store.labels.tolist():
+        for label, logit in zip(labels, (2.0, -1.0)):
+            own = [np.log1p(np.exp(-logit if label == 1 else logit))] if label != -1 else []
+            losses += own * (8 if labels[0] == 1 else 1)
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shards.console import UserError
 from shards.manifest import load_manifest, shard_path
-from shards.verify import find_datasets, headless, unfinished, verify_dataset
+from shards.verify import count_samples, find_datasets, headless, unfinished, verify_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,8 +32,11 @@ def first_shard(folder: Path) -> Path:
     return shard_path(folder, manifest.of_split("train")[0])
 
 
-def test_a_sound_set_has_no_problems(folder: Path):
-    assert problems(folder) == ""
+def test_a_sound_set_has_no_problems_and_each_shards_samples_are_told(folder: Path):
+    advanced: list[int] = []
+    assert verify_dataset(folder, advanced.append) == []
+    assert advanced == [shard.samples for shard in load_manifest(folder).shards]
+    assert sum(advanced) == count_samples(folder) > 0
 
 
 def test_a_flipped_bit(folder: Path):
@@ -96,8 +99,11 @@ def test_another_image_format(folder: Path):
 def test_a_sample_in_two_shards(folder: Path):
     raw = json.loads((folder / "manifest.json").read_text())
     raw["shards"].append(raw["shards"][0])
+    split, count = raw["shards"][0]["split"], raw["shards"][0]["samples"]
     (folder / "manifest.json").write_text(json.dumps(raw))
-    assert "the key occurs before" in problems(folder)
+    found = problems(folder)
+    assert "the key occurs before" in found
+    assert f"{split} has {2 * count} samples, counted as {count}" in found
 
 
 FILES = ("*.tar", "*.idx", "manifest.json", "*.parquet", "audit.html", "lists/*.txt")

@@ -167,7 +167,10 @@ def test_damaged_files_are_refused(tmp_path, content):
         read_torch_file(path)
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"state_dict": {"a": 1}}])
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), [1, 2], {"state_dict": {"a": 1}}, {"a": torch.zeros(3), "b": "text"}, {}],
+)
 def test_files_without_a_state_dict_are_refused(tmp_path, content):
     path = tmp_path / "other.pth"
     torch.save(content, path)

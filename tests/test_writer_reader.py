@@ -1,7 +1,9 @@
 """shards.writer and shards.reader: what is written comes back, byte for byte and every time."""
 
+import errno
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -9,9 +11,16 @@ import numpy as np
 import pytest
 
 from shards.console import RunFailed
-from shards.index import index_tar
+from shards.index import format_index, index_tar
 from shards.manifest import load_manifest
-from shards.reader import read_index, read_labels, read_shard, read_split
+from shards.reader import (
+    member,
+    read_index,
+    read_labels,
+    read_meta,
+    read_shard,
+    read_split,
+)
 from shards.sample import Sample, SampleMeta
 from shards.writer import write_atomic, write_shard
 
@@ -132,9 +141,53 @@ def test_write_atomic(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_the_tar_is_what_tarfile_writes(tmp_path: Path):
+def test_a_file_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch):
+    events: list[tuple[str, int]] = []
+
+    def sync(fd: int) -> None:
+        events.append(("on the disk", os.fstat(fd).st_size))
+
+    def replace(path: Path, target: Path) -> None:
+        events.append((target.name, path.stat().st_size))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    info = write_shard(tmp_path / "a.tar", "train", [sample(1)])
+    (on_disk, size), *rest = events
+    assert (on_disk, size) == ("on the disk", info.bytes)
+    assert [name for name, _ in rest] == ["on the disk", "a.idx", "a.tar"]
+    assert rest[0][1] == rest[1][1] > 0
+    assert rest[2][1] == info.bytes
+
+
+def test_what_ustar_cannot_hold_is_refused(tmp_path: Path):
+    long = Sample("k" * 80, b"x", "e" * 20, np.zeros(2, np.int8), sample(1).meta)
+    with pytest.raises(ValueError, match="USTAR does not hold"):
+        write_shard(tmp_path / "a.tar", "train", [long])
+
+
+class Full(io.FileIO):
+    """A file on a full disk."""
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
+def test_a_full_disk_leaves_no_shard(tmp_path: Path, monkeypatch, at_once: int):
+    """Though it is another thread that writes."""
+    monkeypatch.setattr("shards.writer._AT_ONCE", at_once)
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, mode))
+    with pytest.raises(OSError, match="No space left"):
+        write_shard(tmp_path / "a.tar", "train", map(sample, range(3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.tmp"]
+
+
+@pytest.mark.parametrize("at_once", [1, 4000, 1 << 22])
+def test_the_tar_is_what_tarfile_writes(tmp_path: Path, monkeypatch, at_once: int):
+    monkeypatch.setattr("shards.writer._AT_ONCE", at_once)
     samples = [sample(number) for number in range(7)]
-    write_shard(tmp_path / "a.tar", "train", samples)
+    shard = write_shard(tmp_path / "a.tar", "train", samples)
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for one in samples:
@@ -148,3 +201,30 @@ def test_the_tar_is_what_tarfile_writes(tmp_path: Path):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     assert (tmp_path / "a.tar").read_bytes() == plain.getvalue()
+    assert shard.sha256 == hashlib.sha256(plain.getvalue()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("extension", "change"), [("lab", None), ("json", None), ("json", b"{}"), ("json", b"[]")]
+)
+def test_a_sample_without_its_parts_is_named(tmp_path: Path, extension: str, change: bytes | None):
+    """Left out of the tar, or not what was written; the index says what the tar says."""
+    path, one = tmp_path / "a.tar", sample(1)
+    parts = {"png": one.image, "lab": one.labels.tobytes(), "json": one.meta.to_json()}
+    parts |= {extension: change} if change else {}
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in parts.items():
+            if name != extension or change:
+                info = tarfile.TarInfo(f"{one.key}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (components,) = index = index_tar(path)
+    path.with_suffix(".idx").write_text(format_index(index))
+    with pytest.raises(RunFailed, match=f"a.tar: sample {one.key} is damaged"):
+        list(read_shard(path))
+    named = pytest.raises(RunFailed, match=f"{one.key}.{extension} is damaged")
+    with path.open("rb") as file, named:
+        if extension == "lab":
+            member(components, extension, path)
+        else:
+            read_meta(file.fileno(), components, path)

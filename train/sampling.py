@@ -23,8 +23,6 @@ def balanced_order(labels: np.ndarray, factors: np.ndarray, *, seed: int, epoch:
     classes = [np.flatnonzero(column) for column in (labels == YES).T]
     classes.append(np.flatnonzero((labels != YES).all(axis=1)))
     classes = [members for members in classes if len(members)]
-    if not classes:
-        return np.empty(0, np.int64)
     counter = np.zeros((count, 4), np.uint32)
     counter[:, 0] = np.arange(count, dtype=np.uint32)
     counter[:, 1] = epoch

@@ -15,11 +15,11 @@ from train.models import head, replace_head
 
 def transfer_head(
     model: nn.Module, old: Vocabulary, new: Vocabulary, keep: Mapping[str, str]
-) -> list[str]:
+) -> None:
     """Replace the output layer of `model`, trained on `old`, by one for `new`.
 
     keep: new label -> old label. UserError when a vocabulary lacks one of them. The other neurons
-    start as a new Linear layer does. Returns the new labels whose neurons were kept.
+    start as a new Linear layer does.
     """
     rows = [(new.index(to), old.index(source)) for to, source in keep.items()]
     previous = replace_head(model, len(new))
@@ -28,4 +28,3 @@ def transfer_head(
         for fresh, kept in pairs:
             for to, source in rows:
                 fresh[to] = kept[source]
-    return [new.names[to] for to, _ in rows]
