@@ -105,7 +105,7 @@ def test_workers_and_interruptions_change_nothing(
 def test_other_rectangles_are_another_data_set(tiny_raw: Path, tmp_path: Path, words: Path):
     run(tiny_raw, tmp_path / "out", words)
     words.write_text(words.read_text().replace("10,20,31,15", "10,20,30,15"))
-    with pytest.raises(UserError, match="redact was"):
+    with pytest.raises(UserError, match="redact: sha256 was"):
         run(tiny_raw, tmp_path / "out", words)
     with pytest.raises(UserError, match="redact was"):
         run(tiny_raw, tmp_path / "out", None)

@@ -19,7 +19,7 @@ from serve import score_run
 from serve.predictions import read_predictions
 from serve.score import ScoreConfig, score
 from serve.score_folder import UNIT_INPUTS, ArchiveEnd, Columns, Row, ScoreFolder
-from serve.score_json import SUMMARY, first_difference, load
+from serve.score_json import SUMMARY, load
 from serve.score_run import Share, Work
 from serve.summary import SummaryConfig, summary
 from shards.codec import encode
@@ -265,18 +265,6 @@ def test_scores_json_names_the_wrong_field(copy):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"scores\.archives\[1\] lacks damage"):
         load(path, SUMMARY, "")
-
-
-def test_the_first_difference_is_shown():
-    same = [{"path": "x" * 300, "bytes": 1}] * 40
-    other = [*same[:30], {"path": "x" * 299 + "y", "bytes": 1}, *same[31:]]
-    said = first_difference(same, other, "archives")
-    assert said.startswith("archives[30].path was ...xxx")
-    assert 'x", now ...' in said
-    assert said.endswith('xy"')
-    assert first_difference(same, same[:3], "archives") == "archives was 40 long, now 3"
-    assert first_difference(None, {"a": 1}, "foreign") == 'foreign was null, now {"a": 1}'
-    assert first_difference({"a": 1}, {"a": True, "b": 2}, "x") == "x.b was null, now 2"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

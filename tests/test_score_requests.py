@@ -19,6 +19,7 @@ from serve.opened import open_network
 from serve.score import score
 from serve.score_folder import UNIT_INPUTS
 from serve.score_inputs import find_archives
+from serve.score_json import first_difference
 from shards import console
 from shards.codec import encode
 from shards.console import UserError
@@ -164,3 +165,15 @@ def test_folders_of_images_and_what_is_no_score_folder(tmp_path):
     (tmp_path / "out/parts/part-00000-000000.parquet").write_bytes(b"")
     with pytest.raises(UserError, match="holds scores without request"):
         score(config(tmp_path, folder))
+
+
+def test_the_first_difference_is_shown():
+    same = [{"path": "x" * 300, "bytes": 1}] * 40
+    other = [*same[:30], {"path": "x" * 299 + "y", "bytes": 1}, *same[31:]]
+    said = first_difference(same, other, "archives")
+    assert said.startswith("archives[30].path was ...xxx")
+    assert 'x", now ...' in said
+    assert said.endswith('xy"')
+    assert first_difference(same, same[:3], "archives") == "archives was 40 long, now 3"
+    assert first_difference(None, {"a": 1}, "foreign") == 'foreign was null, now {"a": 1}'
+    assert first_difference({"a": 1}, {"a": True, "b": 2}, "x") == "x.b was null, now 2"
