@@ -168,6 +168,8 @@ def _gate_rows(info: ModelInfo) -> Rows:
         rows.append(
             ("parity AUROC", f"{text} differs by {parity.max_auroc_difference:.2g} at most")
         )
+    if parity.allowed_auroc_loss is not None:
+        rows.append(("allowed loss of AUROC", f"{parity.allowed_auroc_loss:g}"))
     return rows
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from serve.inspect import point_text
 from serve.intervals import Estimate
 from serve.model_info import PROBABILITIES_NAME, ModelInfo
-from serve.parity import TOLERANCES
 from serve.report_models import weights_of
 from shards.console import one_line, warn
 
@@ -159,7 +158,6 @@ def _parity(info: ModelInfo) -> str:
     parity = info.parity
     if parity is None:
         return f"{info.precision}; parity is not known."
-    tolerance = TOLERANCES[info.precision]
     text = (
         f"{info.precision}. On {parity.images} validation images torch (fp32) and this file in "
         f"ONNX Runtime ({parity.provider}) differ by {parity.max_probability_difference:.2g} in a "
@@ -167,9 +165,10 @@ def _parity(info: ModelInfo) -> str:
     )
     if parity.auroc_torch is not None and parity.auroc_onnx is not None:
         text += (
-            f" Mean AUROC {parity.auroc_torch:.4f} in torch, {parity.auroc_onnx:.4f} in this file "
-            f"(the gate's default: a loss of {tolerance.auroc_loss:g})."
+            f" Mean AUROC {parity.auroc_torch:.4f} in torch, {parity.auroc_onnx:.4f} in this file."
         )
+        if parity.allowed_auroc_loss is not None:
+            text += f" The gate allows a loss of {parity.allowed_auroc_loss:g}."
     return text
 
 

@@ -122,6 +122,8 @@ def _parity(raw: dict[str, Any]) -> Parity:
     absent = {"provider"}
     if parity.auroc_torch is None and parity.auroc_onnx is None:
         absent |= {"auroc_torch", "auroc_onnx"}
+    if parity.allowed_auroc_loss is None:
+        absent.add("allowed_auroc_loss")
     _check_numbers({name: value for name, value in raw.items() if name not in absent})
     return parity
 

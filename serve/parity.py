@@ -3,7 +3,7 @@
 The tolerances of all precisions are TOLERANCES; `serve export --help` repeats them, as a test sees.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -37,7 +37,8 @@ TOLERANCES: dict[Precision, Tolerance] = {
 @dataclass(frozen=True)
 class Parity:
     """torch in fp32 beside ONNX Runtime on `provider`, the same images. The AUROCs are means over
-    the labels that have one (None: no label has); max_auroc_difference: the largest of a label."""
+    the labels that have one (None: no label has); max_auroc_difference: the largest of a label;
+    allowed_auroc_loss: of the gate that it passed (None: not known)."""
 
     images: int
     max_probability_difference: float
@@ -46,6 +47,7 @@ class Parity:
     auroc_onnx: float | None
     max_auroc_difference: float
     provider: str
+    allowed_auroc_loss: float | None = None
 
     @property
     def auroc_loss(self) -> float | None:
@@ -81,9 +83,9 @@ def label_aurocs(probabilities: np.ndarray, labels: np.ndarray) -> list[float | 
     return found
 
 
-def judge(parity: Parity, precision: Precision, max_auroc_loss: float | None = None) -> None:
-    """RunFailed, in one line, when the model is beyond its tolerance; max_auroc_loss takes the
-    place of the table's."""
+def judge(parity: Parity, precision: Precision, max_auroc_loss: float | None = None) -> Parity:
+    """The parity with the loss that was allowed. RunFailed, in one line, when the model is beyond
+    its tolerance; max_auroc_loss takes the place of the table's."""
     tolerance = TOLERANCES[precision]
     allowed = tolerance.auroc_loss if max_auroc_loss is None else max_auroc_loss
     largest, loss = parity.max_probability_difference, parity.auroc_loss
@@ -105,6 +107,7 @@ def judge(parity: Parity, precision: Precision, max_auroc_loss: float | None = N
     if problem:
         ways = _ways_out(precision)
         raise RunFailed(f"no model written: {precision} on {parity.images} images: {problem}{ways}")
+    return replace(parity, allowed_auroc_loss=allowed)
 
 
 def _ways_out(precision: Precision) -> str:

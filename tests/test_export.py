@@ -212,6 +212,8 @@ def test_other_precisions_pass_their_gate(quick, tmp_path, precision):
     assert (info.precision, info.parity) == (precision, result.parity)
     assert settings.out.stat().st_size < 0.6 * (quick.run / "m.onnx").stat().st_size
     assert precision in result.card.read_text()
+    assert "The gate allows a loss of 1." in result.card.read_text()
+    assert ("allowed loss of AUROC", "1") in inspect(InspectConfig(settings.out))
 
 
 def test_beyond_the_gate_no_file_is_written(quick, tmp_path, monkeypatch):

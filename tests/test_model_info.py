@@ -58,6 +58,7 @@ def test_a_model_that_contradicts_its_metadata_is_refused(tmp_path):
         ("splits", "[3]"),
         ("parity", json.dumps(asdict(PARITY) | {"max_probability_difference": "0.1"})),
         ("parity", json.dumps(asdict(PARITY) | {"auroc_onnx": None})),
+        ("parity", json.dumps(asdict(PARITY) | {"allowed_auroc_loss": "0.1"})),
         ("thresholds", json.dumps({"youden": dict.fromkeys(LABELS, POINT | {"positives": "2"})})),
     ],
 )
@@ -68,7 +69,11 @@ def test_wrong_metadata_is_named(name, value):
 
 def test_thresholds_and_parity_survive():
     points = {"youden": {label: OperatingPoint(**POINT) for label in LABELS}}
-    for parity in (PARITY, replace(PARITY, auroc_torch=None, auroc_onnx=None)):
+    for parity in (
+        PARITY,
+        replace(PARITY, auroc_torch=None, auroc_onnx=None),
+        replace(PARITY, allowed_auroc_loss=0.005),
+    ):
         info = model_info(parity=parity, thresholds=points)
         assert from_metadata(to_metadata(info), "m.onnx") == info
 

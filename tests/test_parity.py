@@ -24,7 +24,8 @@ def test_the_gate_is_the_table():
         too_low = parity_of(auroc_onnx=0.9 - tolerance.auroc_loss * 1.01)
         with pytest.raises(RunFailed, match=f"{precision} on 100 images: the mean AUROC falls"):
             judge(too_low, precision)
-        judge(too_low, precision, max_auroc_loss=0.5)
+        assert judge(too_low, precision, max_auroc_loss=0.5).allowed_auroc_loss == 0.5
+        assert judge(parity_of(), precision).allowed_auroc_loss == tolerance.auroc_loss
         with pytest.raises(RunFailed, match="not a finite number"):
             judge(parity_of(max_probability_difference=np.nan), precision)
     judge(parity_of(max_probability_difference=0.3), "int8")
