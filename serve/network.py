@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 from threading import BoundedSemaphore
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -71,8 +72,7 @@ class Network:
         self._padded = on_gpu or only_batch is not None
         if on_gpu:
             names, out = (self._input, self._output), (self.batch, len(self.info.labels))
-            images = np.zeros((self.batch, *self._shape), self._dtype)
-            runs = [_OnGpu(each, names, images, out).run for each in sessions]
+            runs = [_OnGpu(each, names, out).run for each in sessions]
             # Always the same thread for a session: a CUDA graph belongs to that which captured it.
             self._lanes = [_Lane(run, 1) for run in runs]
         else:
@@ -139,7 +139,8 @@ class _Lane:
 
 class _OnGpu:
     """A batch's input and output in the GPU's memory, at the same places for every batch: nothing
-    is allocated in between, and a CUDA graph may be replayed.
+    is allocated after the first, and a CUDA graph may be replayed. Not before it either: memory
+    that is not there is then told as all else that keeps the network from running.
 
     The images come from memory that is not pinned: ONNX Runtime gives Python pinned memory for
     providers that are plugins alone, which CUDA in onnxruntime-gpu 1.31 is not ("No shared
@@ -149,22 +150,29 @@ class _OnGpu:
         self,
         session: onnxruntime.InferenceSession,
         names: tuple[str, str],
-        images: np.ndarray,
         out: tuple[int, int],
     ) -> None:
-        """names: of the input and the output; images: of the shape and type that it takes."""
-        make = onnxruntime.OrtValue
-        self.session = session
-        self.images = make.ortvalue_from_numpy(images, "cuda")
-        self.scores = make.ortvalue_from_shape_and_type(list(out), np.float32, "cuda")
-        self.binding = session.io_binding()
-        self.binding.bind_ortvalue_input(names[0], self.images)
-        self.binding.bind_ortvalue_output(names[1], self.scores)
+        """names: of the input and the output; out: the output's shape."""
+        self.session, self.names, self.out = session, names, out
+        self.bound: Any = None  # the binding, its input and its output
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        self.images.update_inplace(images)
-        self.session.run_with_iobinding(self.binding)
-        return np.asarray(self.scores.numpy())
+        """images: a whole batch, of the shape and type that the network takes."""
+        if self.bound is None:
+            self.bound = self._bind(images)
+        binding, values, scores = self.bound
+        values.update_inplace(images)
+        self.session.run_with_iobinding(binding)
+        return np.asarray(scores.numpy())
+
+    def _bind(self, images: np.ndarray) -> Any:
+        make = onnxruntime.OrtValue
+        values = make.ortvalue_from_numpy(images, "cuda")
+        scores = make.ortvalue_from_shape_and_type(list(self.out), np.float32, "cuda")
+        binding = self.session.io_binding()
+        binding.bind_ortvalue_input(self.names[0], values)
+        binding.bind_ortvalue_output(self.names[1], scores)
+        return binding, values, scores
 
 
 def open_sessions(

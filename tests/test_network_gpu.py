@@ -91,6 +91,7 @@ def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[OnGpu]
 
 def test_a_gpu_gets_whole_batches_in_the_same_places_from_a_thread_each(tmp_path, monkeypatch):
     sessions, made = on_gpu(tmp_path, monkeypatch)
+    made.try_out()
     before = Value.made
     given = [images(n, seed=n) for n in (GPU_BATCH, 5, 1, GPU_BATCH)]
     found = [made.submit(part) for part in given]
@@ -102,6 +103,28 @@ def test_a_gpu_gets_whole_batches_in_the_same_places_from_a_thread_each(tmp_path
     assert Value.made == before
     made.score(given[2])
     assert not sessions[0].bindings[0].input.array[1:].any()
+
+
+@pytest.mark.parametrize("provider", ["auto", "cuda"])
+def test_memory_that_a_gpu_lacks_for_a_batch_is_told(tmp_path, monkeypatch, capsys, provider):
+    """As all else that keeps it from computing: a GPU that is full of another's work is common."""
+
+    def full(array, device_type):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 512")
+
+    real = create_session(write_model(tmp_path / "m.onnx"), "cpu", 1)
+    monkeypatch.setattr(Value, "ortvalue_from_numpy", full)
+    monkeypatch.setattr(onnxruntime, "OrtValue", Value)
+    sessions = {"cpu": [real]}
+    monkeypatch.setattr(
+        opened, "open_sessions", lambda _, name, *__: sessions.get(name, [OnGpu(real)])
+    )
+    if provider == "auto":
+        assert open_network(ASKED).provider == "cpu"
+        assert "512; going on with the CPU" in capsys.readouterr().err
+    else:
+        with pytest.raises(UserError, match=r"cuda was asked for, but .* Failed to allocate"):
+            open_network(replace(ASKED, provider=provider))
 
 
 def test_a_batch_is_prepared_for_the_gpu_while_another_computes(tmp_path, monkeypatch):

@@ -124,6 +124,8 @@ def test_memory_that_runs_out_halves_the_images_at_once(monkeypatch):
     np.testing.assert_allclose(made(images, classes).maps, expected.maps, atol=1e-5)
     assert sizes == [4, 2, 2, 1]
     room[0] = 0
-    said = r"a single image \(CUDA out of memory\. Tried .*; CUDA_VISIBLE_DEVICES= hides"
-    with pytest.raises(RunFailed, match=said):
-        made(images, classes)
+    said = r"a single image \(CUDA out of memory\. Tried .*\)"
+    for device, way_out in (("cuda", "; CUDA_VISIBLE_DEVICES= hides"), ("cpu", "; end what else")):
+        monkeypatch.setattr(made, "device", torch.device(device))
+        with pytest.raises(RunFailed, match=said + way_out):
+            made(images, classes)

@@ -74,13 +74,15 @@ class Explainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = one_line(str(error).split("\n")[0])
+            reason = one_line(str(error).split("\n")[0]) or type(error).__name__
         # Behind the handler, whose traceback holds the activations.
         if self.step == 1:
-            raise RunFailed(
-                f"out of memory with a single image ({reason}); CUDA_VISIBLE_DEVICES= hides the "
-                "GPU, so that the CPU explains"
+            way_out = (
+                "CUDA_VISIBLE_DEVICES= hides the GPU, so that the CPU explains"
+                if self.device.type == "cuda"
+                else "end what else takes memory, or explain on a machine with more"
             )
+            raise RunFailed(f"out of memory with a single image ({reason}); {way_out}")
         self.step //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
