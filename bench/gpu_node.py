@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from onnx import TensorProto, helper, numpy_helper
 
-from serve.providers import create_session
-from shards.console import UserError, one_line
+from serve.providers import create_session, reason
+from shards.console import UserError
 from shards.nvidia import has_gpu
 from train.device import why_no_gpu
 
@@ -33,9 +33,9 @@ def gpu_problems() -> list[str]:
 
 
 def _torch() -> Iterator[str]:
-    reason = why_no_gpu()
-    if reason:
-        yield f"training and explanations are on the CPU, as torch cannot use the GPU: {reason}"
+    lack = why_no_gpu()
+    if lack:
+        yield f"training and explanations are on the CPU, as torch cannot use the GPU: {lack}"
 
 
 def _dali() -> Iterator[str]:
@@ -64,7 +64,7 @@ def _onnxruntime() -> Iterator[str]:
         except UserError as error:
             yield f"serve scores on the CPU: {error}"
         except Exception as error:  # ONNX Runtime's errors share no base class
-            yield f"serve scores on the CPU, since CUDA does not compute: {one_line(str(error))}"
+            yield f"serve scores on the CPU, since CUDA does not compute: {reason(error)}"
 
 
 def _convolution() -> onnx.ModelProto:

@@ -101,7 +101,10 @@ def _no_folder(folder: Path) -> str:
     if folder.exists():
         return f"{folder} is a file; name the folder of a data set's shards"
     if (folder.parent / FILE_NAME).is_file():
-        return f"no folder {folder}; {folder.parent} is a data set itself: name the folder it is in"
+        return (
+            f"no folder {folder}; {folder.parent} is a data set itself: name that, or for training "
+            "the folder it is in"
+        )
     return f"no folder {folder}; make it with: python -m ingest ... --out {folder.parent}"
 
 

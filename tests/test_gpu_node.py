@@ -26,7 +26,8 @@ def node(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     monkeypatch.setattr(gpu_node.shutil, "disk_usage", lambda _: SimpleNamespace(total=2**30))
-    monkeypatch.setitem(sys.modules, "nvidia.dali", SimpleNamespace())
+    for name in ("nvidia", "nvidia.dali"):  # the first is not there where no package of theirs is
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: packages("onnxruntime-gpu"))
     nvml = {
         "nvmlInit": lambda: None,
@@ -105,8 +106,9 @@ def test_dali_that_is_not_there_is_one_line(node, monkeypatch):
 
 
 def test_cuda_that_loads_and_does_not_compute_is_one_line(node):
-    node.run = failing(RuntimeError("CUDNN failure 1001:\nCUDNN_STATUS_NOT_INITIALIZED"))
-    (line,) = gpu_problems()
+    said = "CUDNN failure 1001:\nCUDNN_STATUS_NOT_INITIALIZED ; GPU=0 ; hostname=ward7 ; file=x.cc"
+    node.run = failing(RuntimeError(f"[ONNXRuntimeError] : 6 : FAIL : {said}"))
+    (line,) = gpu_problems()  # without the machine's name
     assert line.endswith("does not compute: CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED")
 
 

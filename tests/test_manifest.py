@@ -102,7 +102,7 @@ def test_of_a_wrong_folder_the_right_one_is_named(tiny_shards, tmp_path):
     (tmp_path / "file").touch()
     for folder, way in (
         (dataset / "test", f"it is a part of the data set {dataset}: name that"),
-        (dataset / "chestxray14", f"{dataset} is a data set itself: name the folder it is in"),
+        (dataset / "chestxray14", f"{dataset} is a data set itself: name that, or for"),
         (tiny_shards, "it holds the data sets chestxray14, covid-radiography: name one of them"),
         (tmp_path / "file", "file is a file; name the folder of a data set's shards"),
         (tmp_path / "lacks", f"make it with: python -m ingest ... --out {tmp_path}"),

@@ -125,3 +125,16 @@ def test_no_room_for_the_optimisers_state_says_what_makes_some(tiny_shards, tmp_
     config = replace(CONFIG, auto_micro_batch=True)
     with pytest.raises(RunFailed, match=r"for the optimiser's state .*--input.store host, or in"):
         trained(tiny_shards, tmp_path / "run", config)
+
+
+def test_no_room_for_the_momentum_that_is_built_is_said_by_a_name_too(
+    tiny_shards, tmp_path, monkeypatch
+):
+    """Python's own error has no words."""
+
+    def lacking(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("train.loop.build_optim", lacking)
+    with pytest.raises(RunFailed, match=r"for the optimiser's state \(MemoryError\); take"):
+        trained(tiny_shards, tmp_path / "run")

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from shards.console import Advance, RunFailed, one_line
+from shards.console import Advance, RunFailed
 from shards.order import global_batch, samples_of, steps_per_epoch
 from train.checkpoint import Tensors
 from train.config import Stage
 from train.dist import is_lost_peer, unwrap
 from train.log import MetricsLog
-from train.memory_limit import MicroBatch, is_out_of_memory, without_room_for_optim
+from train.memory_limit import MicroBatch, is_out_of_memory, making_optim_state, what_it_says
 from train.metrics import Metrics
 from train.monitor import Monitor
 from train.optim import set_lr, set_mode
@@ -108,7 +108,7 @@ class PhaseRun:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = one_line(str(error).split("\n")[0])
+            reason = what_it_says(error)
         # Behind the handler, whose traceback holds the step's activations.
         tried = self.stepper.micro_batch
         smaller = self.micro_batch.halve(tried, reason, alone=world.size == 1)
@@ -118,12 +118,8 @@ class PhaseRun:
         return self._accumulate(batch, epoch)
 
     def _update(self) -> None:
-        try:
+        with making_optim_state():
             self.stepper.update()
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise without_room_for_optim(error) from error
-            raise
 
     def _leave(self) -> AbstractContextManager[None]:
         """Of a step, what all ranks leave together. Not where batch norm makes an exchange of every

@@ -32,7 +32,7 @@ from train.epoch import Clock, PhaseRun
 from train.expand import Expander
 from train.load import load_stores
 from train.log import MetricsLog, draw_curves, write_splits
-from train.memory_limit import MicroBatch, is_out_of_memory
+from train.memory_limit import MicroBatch, is_out_of_memory, making_optim_state, what_it_says
 from train.metrics import Metrics
 from train.models import build_model, load_weights
 from train.monitor import Monitor
@@ -99,8 +99,8 @@ class Trainer:
                 raise Interrupted(self.stop.number) from error  # it has obeyed the same signal
             if is_out_of_memory(error):
                 raise RunFailed(
-                    f"out of memory ({error}); lower --micro-batch or --size, or take "
-                    "--input.store host"
+                    f"out of memory ({what_it_says(error)}); lower --micro-batch or --size, or "
+                    "take --input.store host"
                 ) from error
             raise
 
@@ -247,9 +247,11 @@ class Trainer:
     def _stepper(self, stage: Stage, phase: Phase) -> Stepper:
         set_trainable(self.model, phase)
         config = self.config
+        with making_optim_state():
+            optim = build_optim(config.optim, self.model, phase)
         return Stepper(
             model=self.world.wrap(self.model),
-            optim=build_optim(config.optim, self.model, phase),
+            optim=optim,
             store=self.stores["train"],
             expander=Expander(self.expansions, stage.augment, config.seed, config.size),
             precision=self.precision,

@@ -1,11 +1,13 @@
 """What to do where a step does not fit into memory: say which setting to lower, or lower it."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from shards.console import RunFailed, warn
+from shards.console import RunFailed, one_line, warn
 from train.runs import read_json
 from train.settings import write_json
 
@@ -30,13 +32,24 @@ def is_out_of_memory(error: Exception) -> bool:
     return of_type or any(message in str(error) for message in _MESSAGES)
 
 
-def without_room_for_optim(error: Exception) -> RunFailed:
-    """The optimiser makes its state in its first step, when activations are gone: a smaller
-    micro-batch gives it no room."""
-    return RunFailed(
-        f"out of memory for the optimiser's state ({error}); take --input.store host, or in a new "
-        "run --optim.name sgd, which keeps half of adam's, or no --ema-decay"
-    )
+def what_it_says(error: Exception) -> str:
+    """Its first line; Python's own MemoryError often has none, but a name."""
+    return one_line(str(error).split("\n")[0] or type(error).__name__)
+
+
+@contextmanager
+def making_optim_state() -> Iterator[None]:
+    """RunFailed where memory runs out. An optimiser makes its state when it is built, or in its
+    first step, when activations are gone: a smaller micro-batch gives it no room."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(
+            f"out of memory for the optimiser's state ({what_it_says(error)}); take --input.store "
+            "host, or in a new run --optim.name sgd, which keeps half of adam's, or no --ema-decay"
+        ) from error
 
 
 class MicroBatch:
