@@ -44,6 +44,19 @@ class Gathered(Exception):
     """A rank has given its rows to the others."""
 
 
+def validated(model: nn.Module, expander: Expander, world: World) -> Metrics:
+    return validate(
+        model,
+        make_store(),
+        expander,
+        exclusive=False,
+        world=world,
+        precision=Precision("fp32", world.device),
+        micro_batch=4,
+        loss=Loss(),
+    )
+
+
 def on_ranks(size: int, expander: Expander, monkeypatch) -> tuple[list[Metrics], list[float]]:
     """What each of so many ranks returns, and all that their networks saw: each rank runs to its
     exchange, then again with what all have given."""
@@ -61,16 +74,7 @@ def on_ranks(size: int, expander: Expander, monkeypatch) -> tuple[list[Metrics],
     def run(rank: int, model: Seeing) -> Metrics:
         world = World("cpu")
         world.rank, world.size = rank, size
-        return validate(
-            model,
-            make_store(),
-            expander,
-            exclusive=False,
-            world=world,
-            precision=Precision("fp32", world.device),
-            micro_batch=4,
-            loss=Loss(),
-        )
+        return validated(model, expander, world)
 
     monkeypatch.setattr("train.dist.dist.all_gather", give)
     for rank in range(size if size > 1 else 0):
@@ -109,20 +113,9 @@ class Shift(nn.Module):
 
 
 def test_the_loss_is_the_mean_over_all_copies_known_labels():
-    store, world = make_store(), World("cpu")
-    expander = Expander({0: EIGHT}, NONE, 0, SIZE)
-    found = validate(
-        Shift().train(),
-        store,
-        expander,
-        exclusive=False,
-        world=world,
-        precision=Precision("fp32", world.device),
-        micro_batch=4,
-        loss=Loss(),
-    )
+    found = validated(Shift().train(), Expander({0: EIGHT}, NONE, 0, SIZE), World("cpu"))
     losses = []
-    for labels in store.labels.tolist():
+    for labels in make_store().labels.tolist():
         for label, logit in zip(labels, (2.0, -1.0)):
             own = [np.log1p(np.exp(-logit if label == 1 else logit))] if label != -1 else []
             losses += own * (8 if labels[0] == 1 else 1)
