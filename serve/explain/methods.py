@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from serve.explain.gradcam import Cam, GradCam
 from serve.explain.lrp import Lrp
 from serve.explain.occlusion import Occluded, Occlusion, Outputs
-from shards.console import RunFailed, UserError, one_line
-from train.memory_limit import is_out_of_memory
+from shards.console import RunFailed, UserError
+from train.memory_limit import is_out_of_memory, what_it_says
 from train.precision import Precision
 from train.warp import normalise
 
@@ -74,7 +74,7 @@ class Explainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = one_line(str(error).split("\n")[0]) or type(error).__name__
+            reason = what_it_says(error)
         # Behind the handler, whose traceback holds the activations.
         if self.step == 1:
             way_out = (
