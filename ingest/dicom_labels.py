@@ -6,16 +6,15 @@ An id is a SOPInstanceUID or a path, so no message quotes a cell: it names the l
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ingest.csv_rows import table_text
-from ingest.split import TEST, TRAIN, TRAIN_VAL, VAL
 from shards.console import UserError
 from shards.labels import Vocabulary
+from shards.splits import SPLITS, splits_of
 
 MAX_LABELS = 500  # more are no labels: another column was taken for them
-_SPLITS = (TRAIN, VAL, TEST, TRAIN_VAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,19 @@ def read_labels(path: Path) -> list[LabelRow]:
         raise UserError(f"{path} line {rows.line_num} is not CSV ({error})") from None
     if not found:
         raise UserError(f"{path} has no rows; expected one per image")
-    return found
+    return _with_splits(found, path)
+
+
+def _with_splits(rows: Sequence[LabelRow], path: Path) -> list[LabelRow]:
+    """The rows with the splits that their own spellings mean."""
+    named = dict.fromkeys(row.split for row in rows if row.split is not None)
+    splits = splits_of(named, path)
+    for row in rows:
+        if row.split not in (None, *splits):
+            raise UserError(
+                f"{path} line {row.line} has another split; allowed: {', '.join(SPLITS)}"
+            )
+    return [row if row.split is None else replace(row, split=splits[row.split]) for row in rows]
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -65,8 +76,6 @@ def _row(path: Path, header: Sequence[str], cells: Sequence[str], line: int) -> 
         raise UserError(f"{path} line {line} has {len(cells)} fields, expected {len(header)}")
     by_column = dict(zip(header, (cell.strip() for cell in cells)))
     split = by_column.get("split")
-    if split is not None and split not in _SPLITS:
-        raise UserError(f"{path} line {line} has another split; allowed: {', '.join(_SPLITS)}")
     name = by_column["id"].removeprefix("./")
     if not name:
         raise UserError(f"{path} line {line} has no id: a SOPInstanceUID, or a path below --src")

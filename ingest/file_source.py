@@ -12,6 +12,7 @@ from ingest.split import SplitConfig
 from shards.console import UserError, warn
 from shards.labels import Vocabulary
 from shards.remote import is_remote
+from shards.splits import TEST, TRAIN, VAL, splits_of
 
 _SYSTEM_FOLDER = "__MACOSX"  # macOS puts `._x.jpeg` there for every x.jpeg it packs
 _SYNTHETIC = "SYNTHETIC"  # this file marks a data set as drawn
@@ -121,11 +122,33 @@ def tell_passed_over(src: Path, passed: Mapping[str, int]) -> tuple[str, ...]:
     return (f"{text}{PASSED_OVER}",)
 
 
-def find_root(src: Path, inside: Sequence[str]) -> Path | None:
-    """The first that holds all the folders `inside`: src, the folders in it, those in them."""
+def split_folders(src: Path, classes: Sequence[str]) -> tuple[Path, dict[str, tuple[str, str]]]:
+    """Where `<split>/<class>/` stand, however they are spelt: src, a folder in it or in one of
+    those; and `<folder>/<folder>` in it -> split, class. UserError when no train and test hold all
+    the classes."""
+    for root in _near(src):
+        splits = splits_of([folder.name for folder in subfolders(root)], root)
+        found = {
+            f"{name}/{inner.name}": (split, one)
+            for split in (TRAIN, VAL, TEST)
+            for name in splits
+            if splits[name] == split
+            for one in classes
+            for inner in subfolders(root / name)
+            if inner.name.casefold() == one.casefold()
+        }
+        if {(split, one) for split in (TRAIN, TEST) for one in classes} <= set(found.values()):
+            return root, found
+    wanted = ", ".join(f"{split}/{one}" for split in (TRAIN, TEST) for one in classes)
+    raise UserError(f"no {wanted} in {src} or the folders in it")
+
+
+def _near(src: Path) -> Iterator[Path]:
+    """src, the folders in it, those in them."""
+    yield src
     near = subfolders(src)
-    candidates = [src, *near, *(folder for parent in near for folder in subfolders(parent))]
-    return next((c for c in candidates if all((c / name).is_dir() for name in inside)), None)
+    yield from near
+    yield from (folder for parent in near for folder in subfolders(parent))
 
 
 def present(files: Mapping[str, Path]) -> dict[str, Path]:

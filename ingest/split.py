@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from ingest.per_class import exact, first_fit, reach
 from shards.console import UserError
+from shards.splits import TEST, TRAIN, TRAIN_VAL, VAL
 
 if TYPE_CHECKING:
     from ingest.record import Record
-
-TRAIN, VAL, TEST, TRAIN_VAL = "train", "val", "test", "train_val"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from serve.metrics import Evaluation, MeasureConfig, measure
 from serve.predictions import Joined, join, read_predictions
 from serve.truth import LabelTable, read_label_table
 from shards.console import UserError
+from shards.splits import canonical
 from shards.writer import write_atomic
 
 METRICS_NAME = "metrics.json"
@@ -63,12 +64,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """Write the folder, metrics.json last, and say the main numbers on standard output."""
     _check(config)
     shards = config.labels.is_dir()
-    split = config.split or (SHARDS_SPLIT if shards else None)
+    split = _split(config.split, SHARDS_SPLIT if shards else None)
     truth = read_label_table(config.labels, split)
     joined = _join(config, config.scores, truth)
     validation = against = None
     if config.calibration is not None:
-        of = config.calibration_split or (SHARDS_VALIDATION if shards else None)
+        of = _split(config.calibration_split, SHARDS_VALIDATION if shards else None)
         validation = _join(config, config.calibration, read_label_table(config.labels, of))
     if config.against is not None:
         against = (config.against.name, _join(config, config.against, truth))
@@ -82,6 +83,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     for line in _summary(found):
         print(line)
     return found
+
+
+def _split(asked: str | None, of_shards: str | None) -> str | None:
+    """The split whose labels count. of_shards: the default of a data set, None for a table."""
+    return canonical(asked or of_shards) if of_shards else asked
 
 
 def _check(config: EvaluateConfig) -> None:

@@ -40,6 +40,7 @@ from shards.console import RunFailed, UserError, progress
 from shards.labels import UNKNOWN, YES
 from shards.manifest import load_manifest, manifest_hash
 from shards.preprocess import MEAN, STD
+from shards.splits import SplitName
 from shards.stats import split_names
 from shards.writer import write_atomic
 from train.loss import probabilities
@@ -68,7 +69,7 @@ class ExportConfig:
     """fp16 is for GPUs (half the size); int8 for CPUs (2 to 3 times as fast as fp32)."""
     calibration: int = 128
     """int8: this many images set the ranges of the activations."""
-    calibration_split: str = "val"
+    calibration_split: SplitName = "val"
     """int8: the split that they are taken from, never test."""
     max_auroc_loss: float | None = None
     """Another limit for the loss in mean AUROC than the precision's own."""

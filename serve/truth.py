@@ -15,6 +15,7 @@ from shards.labels import UNKNOWN, YES
 from shards.manifest import Manifest, check_shards, load_manifest, shard_path
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION, SampleMeta
+from shards.splits import named
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ def read_label_table(path: Path, split: str | None = None) -> LabelTable:
 
 
 def _rows_of_split(table: Table, split: str) -> np.ndarray:
-    splits = table.texts("split")
-    if splits is None or split not in splits:
-        have = sorted({str(s) for s in splits}) if splits else "no column 'split'"
+    splits = table.texts("split") or []
+    there = sorted({found for found in splits if found is not None})
+    chosen = named(split, there, table.path)
+    if not chosen:
+        have = ", ".join(there) if splits else "no column 'split'"
         raise UserError(f"no split {split!r} in {table.path}; it has: {have}")
-    return np.array([found == split for found in splits], bool)
+    return np.array([found in chosen for found in splits], bool)
 
 
 def _chosen(values: list[str | None] | None, chosen: np.ndarray) -> tuple[str | None, ...] | None:

@@ -12,6 +12,7 @@ from shards.listing import find, picture, print_list, print_sample
 from shards.manifest import check_shards, load_manifest
 from shards.remote import is_remote
 from shards.sheet import contact_sheet
+from shards.splits import SplitName
 from shards.stats import print_stats
 from shards.urls import url_paths
 from shards.verify import (
@@ -113,7 +114,9 @@ def show(
     return act
 
 
-def sheet(folder: _DataSet, out: Path, per_class: int = 8, split: str | None = None) -> Action:
+def sheet(
+    folder: _DataSet, out: Path, per_class: int = 8, split: SplitName | None = None
+) -> Action:
     """A contact sheet: some images of each class in a row, as one PNG.
 
     Args:

@@ -17,8 +17,8 @@ NAMES = [
 ]
 
 
-def make(root: Path, src: Path | None = None) -> CovidXray5k:
-    for name in NAMES:
+def make(root: Path, src: Path | None = None, names: list[str] = NAMES) -> CovidXray5k:
+    for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"image")
     return CovidXray5k(CovidXray5kConfig(src or root))
@@ -40,6 +40,16 @@ def test_published_split_and_nested_folders(tmp_path: Path, around: str):
     counts = {split: list(splits.values()).count(split) for split in (TRAIN, VAL, TEST)}
     assert counts == {TRAIN: 54, VAL: 6, TEST: 5}
     assert source.surely_missing(records) is None
+
+
+def test_folders_in_other_words(tmp_path: Path):
+    names = [n.replace("train/non", "Training/NON").replace("test/", "Test-set/") for n in NAMES]
+    names = [name.replace("train/covid", "Training/Covid") for name in names]
+    source = make(tmp_path, names=names)
+    usual = make(tmp_path / "usual")
+    found = [(r.split, r.labels) for r in source.records()]
+    assert found == [(r.split, r.labels) for r in usual.records()]
+    assert source.notes[-1] == "names of splits: 'Training' as train, 'Test-set' as test"
 
 
 def test_wrong_folders(tmp_path: Path):

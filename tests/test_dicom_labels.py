@@ -7,6 +7,7 @@ import pytest
 from dicom_maker import picture, table, write
 from test_dicom_source import config, samples, small_set, source
 
+from ingest.dicom_labels import read_labels
 from ingest.run import ingest
 from ingest.selection import SelectionConfig, select
 from shards.console import UserError
@@ -54,6 +55,15 @@ def test_wrong_tables(tmp_path: Path, lines, message):
     with pytest.raises(UserError, match=message) as caught:
         source(src, labels, key).records()
     assert "secret" not in str(caught.value)
+
+
+def test_splits_in_other_words(tmp_path: Path):
+    path = tmp_path / "labels.csv"
+    path.write_text("id,labels,split\nx,a,Training\ny,b,Eval\nz,b,training_set\n")
+    assert [row.split for row in read_labels(path)] == ["train", "test", "train"]
+    path.write_text("id,labels,split\nx,a,valid\ny,b,dev\n")
+    with pytest.raises(UserError, match="'valid' and 'dev' both mean the split val"):
+        read_labels(path)
 
 
 def test_a_vocabulary_and_given_splits(tmp_path: Path):

@@ -53,13 +53,74 @@ def test_a_split_above(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("folders", "splits", "note"),
+    [
+        ("Train Val Test", "train val test", "'Train' as train, 'Val' as val, 'Test' as test"),
+        ("training testing", "train_val test", "'training' as train, 'testing' as test"),
+        ("train dev eval", "train val test", "'dev' as val, 'eval' as test"),
+        ("train eval test", "train val test", "'eval' as val"),
+        ("train_set valid_set", "train val", "'train_set' as train, 'valid_set' as val"),
+        ("TR TS", "train_val test", "'TR' as train, 'TS' as test"),
+        ("trainval holdout", "train_val test", "'holdout' as test, 'trainval' as train_val"),
+    ],
+)
+def test_splits_in_other_words(tmp_path: Path, folders: str, splits: str, note: str):
+    source = make(tmp_path, [f"{split}/{one}/1.png" for split in folders.split() for one in "ab"])
+    assert source.vocabulary.names == ("a", "b")
+    by_folder = {r.location.split("/")[0]: r.split for r in source.records()}
+    assert by_folder == dict(zip(folders.split(), splits.split()))
+    assert source.notes == (f"names of splits: {note}",)
+
+
+@pytest.mark.parametrize("names", ["TR AR", "te va normal", "evaluate train-delay", "1 2", "set a"])
+def test_classes_that_sound_like_splits_are_classes(tmp_path: Path, names: str):
+    source = make(tmp_path, [f"{one}/1.png" for one in names.split()])
+    assert set(source.vocabulary.names) == set(names.split())
+    assert {r.split for r in source.records()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("fold1/A fold1/B fold2/A fold2/B", r"folders fold1 and fold2 hold .* \(A, B\)"),
+        ("x/Normal x/COVID y/COVID y/Normal y/Flu", r"folders x and y hold .* \(COVID, Normal\)"),
+        ("A/train A/test B/train B/test", r"folders A and B hold .* \(test, train\)"),
+        ("A/Training B/Training", r"folders A and B hold .* \(Training\)"),
+        ("A/images A/masks B/images B/masks", r"folders A and B hold .* \(images, masks\)"),
+        ("train/1/A train/1/B train/2/A test/2/B", r"folders 1 and 2 hold .* \(A, B\)"),
+    ],
+)
+def test_folders_that_hold_the_same_folders_are_no_classes(tmp_path: Path, names: str, told: str):
+    with pytest.raises(UserError, match=f"{told}, so they are not taken for classes; put"):
+        make(tmp_path, [f"{name}/1.png" for name in names.split()])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "A/images/1 B/images/1",  # one folder in each
+        "A/p1/1 A/p2/1 A/p3/1 B/p2/1 B/p3/1 B/p4/1",  # patients, some with images of both classes
+        "A/1 A/x/1 A/y/1 B/1 B/x/1 B/y/1",  # images beside the folders
+    ],
+)
+def test_folders_in_classes_are_allowed(tmp_path: Path, names: str):
+    assert make(tmp_path, [f"{name}.png" for name in names.split()]).vocabulary.names == ("A", "B")
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["a/1.png", "b/1.png", "loose.png"], "1 images stand in no class folder.*loose.png"),
         (["train/a/1.png", "train/b/1.png", "train/2.png"], "no class folder.*train/2.png"),
         (["train/a/1.png", "b/1.png"], "holds b, train; expected either class folders, or train"),
         (["test/a/1.png", "test/b/1.png"], "holds test; expected either"),
-        (["a/1.png"], "at least two class folders in .*; found: a"),
+        (["a/1.png"], "at least two class folders in .*; found: a$"),
+        (["x/Train/a/1.png", "x/Test/a/1.png"], "found: x, which holds Test, Train: is --src one"),
+        (["train/a/1.png"], "at least two class folders in .*; found: a$"),
+        (["Train/1.png", "Test/1.png"], "2 images stand in no class folder"),
+        (["dev/a/1.png", "eval/a/1.png"], "holds dev, eval; expected either"),
+        (["train/a/1.png", "val/a/1.png", "dev/b/1.png"], "'dev' and 'val' both mean the split"),
+        (["train/NORMAL/1.png", "train/b/1.png", "test/Normal/1.png"], "in case or spaces alone"),
         ([], "at least two class folders in .*; found: none"),
         (["a/1.png", "b/1.png", "empty/readme.txt"], "no image in the class folder 'empty'"),
         (["a/1.png", "b\udcff/1.png"], "not named in UTF-8"),

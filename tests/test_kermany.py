@@ -59,6 +59,18 @@ def test_copies_and_litter_are_passed_over(tmp_path: Path, around: str):
     assert [image.location for image in source.images()] == [r.location for r in records]
 
 
+def test_folders_in_other_words(tmp_path: Path):
+    words = {"train/": "Train/", "val/": "valid/", "test/": "TESTING/", "NORMAL/": "Normal/"}
+    names = NAMES + VAL
+    for word, other in words.items():
+        names = [name.replace(word, other) for name in names]
+    usual, other = make(tmp_path / "usual", NAMES + VAL), make(tmp_path / "x/other", names)
+    found = [(r.split, r.labels, r.patient, r.excluded) for r in other.records()]
+    assert found == [(r.split, r.labels, r.patient, r.excluded) for r in usual.records()]
+    told = "names of splits: 'Train' as train, 'valid' as val, 'TESTING' as test"
+    assert (usual.notes, other.notes) == ((), (told,))
+
+
 def test_without_val_a_part_of_train(tmp_path: Path):
     records = make(tmp_path, NAMES).records()
     assert {r.split for r in records} == {TRAIN_VAL, "test"}

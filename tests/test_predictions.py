@@ -138,8 +138,11 @@ def test_labels_from_a_table(tmp_path):
     assert found.patients == ("1", "1")
     assert found.meta == {"view": ("PA", None)}
     assert not found.exclusive
-    with pytest.raises(UserError, match="no split 'val'"):
+    with pytest.raises(UserError, match=r"no split 'val' in .*; it has: test, train"):
         read_label_table(tmp_path / "labels.csv", split="val")
+    other = write(tmp_path / "other.csv", text.replace("test", "Eval").replace("train", "Training"))
+    assert read_label_table(other, split="test").keys == ("x", "y")
+    assert read_label_table(other, split="TRAIN").keys == ("z",)
     with pytest.raises(UserError, match="a label is 1, 0, or -1 or empty"):
         read_label_table(write(tmp_path / "bad.csv", "key,a\nx,2\n"))
 

@@ -51,6 +51,21 @@ def test_exclusive_when_every_row_has_one_label(tmp_path: Path, capsys: pytest.C
     assert "1 rows of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "splits"),
+    [
+        ("Training", "Testing", ("train_val", "test")),
+        ("training", "Eval", ("train_val", "test")),
+        ("TRAIN", "dev", ("train", "val")),
+    ],
+)
+def test_splits_in_other_words(tmp_path: Path, first: str, second: str, splits: tuple[str, str]):
+    table = f"path,labels,set\n1.png,a,{first}\ndeep/2.png,b,{second}\n"
+    source = make(tmp_path, table, split_column="set")
+    assert tuple(r.split for r in source.records()) == splits
+    assert source.notes[0].startswith(f"names of splits: '{first}' as train, '{second}' as ")
+
+
 def test_given_labels_keep_their_order(tmp_path: Path):
     table = "path,labels\n1.png,a\ndeep/2.png,b\n"
     assert make(tmp_path, table, labels=("b", "a", "c")).vocabulary.names == ("b", "a", "c")
@@ -91,9 +106,11 @@ def test_wrong_tables(tmp_path: Path, table: str, message: str):
 
 
 def test_wrong_options(tmp_path: Path):
-    table = "path,labels,set\n1.png,a,training\ndeep/2.png,b,test\n"
-    with pytest.raises(UserError, match="split 'training'; allowed: train, val, test, train_val"):
+    table = "path,labels,set\n1.png,a,fold 1\ndeep/2.png,b,test\n"
+    with pytest.raises(UserError, match="2 has the split 'fold 1'; allowed: train, val, test, tra"):
         make(tmp_path, table, split_column="set")
+    with pytest.raises(UserError, match=r"own\.csv: 'dev' and 'val' both mean the split val"):
+        make(tmp_path, table.replace("fold 1", "dev").replace("test", "val"), split_column="set")
     with pytest.raises(UserError, match="--name"):
         make(tmp_path, table, name="a/b")
     with pytest.raises(UserError, match="cannot read the table"):

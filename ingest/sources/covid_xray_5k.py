@@ -9,24 +9,23 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest.file_source import FileSource, find_root, image_tree, require_folder
+from ingest.file_source import FileSource, image_tree, require_folder, split_folders
 from ingest.given_split import GIVEN_SPLIT, val_from_train
 from ingest.record import Record
-from ingest.split import TEST, TRAIN
 from shards.console import UserError
 from shards.labels import Vocabulary
 from shards.sample import make_key
+from shards.splits import read_as
 
 NAME = "covid-xray-5k"
-_SPLITS = (TRAIN, TEST)
 _CLASSES = {"covid": "COVID-19", "non": "Other"}
-_FOLDERS = [f"{split}/{name}" for split in _SPLITS for name in _CLASSES]
 
 
 @dataclass(frozen=True)
 class CovidXray5kConfig:
-    """COVID-Xray-5k, unpacked: train/covid, train/non, test/covid and test/non, images at any
-    depth. Labels: Other, COVID-19. The published test set; 10 % of train becomes val."""
+    """COVID-Xray-5k, unpacked: train/covid, train/non, test/covid and test/non, in any usual
+    spelling, images at any depth. Labels: Other, COVID-19. The published test set; 10 % of train
+    becomes val."""
 
     src: Path
     """Folder with train/ and test/, or the folder around it."""
@@ -42,22 +41,21 @@ class CovidXray5k(FileSource):
     def __init__(self, config: CovidXray5kConfig) -> None:
         """UserError when the four folders are not there, or one holds no image."""
         require_folder(config.src, "the unpacked COVID-Xray-5k")
-        root = find_root(config.src, _FOLDERS)
-        if root is None:
-            raise UserError(f"no {', '.join(_FOLDERS)} in {config.src} or the folders in it")
+        root, self.folders = split_folders(config.src, tuple(_CLASSES))
         files: dict[str, Path] = {}
         passed: Counter[str] = Counter()
-        for folder in _FOLDERS:
+        for folder in self.folders:
             tree = image_tree(root, root / folder, passed)
             if not tree:
                 raise UserError(f"no image in {root / folder}; unpack the data set again")
             files |= tree
         super().__init__(config.src, files, passed)
+        splits = {folder.split("/")[0]: split for folder, (split, _) in self.folders.items()}
+        self.notes = (*self.notes, *read_as(splits))
 
     def records(self) -> list[Record]:
-        return val_from_train([_record(location) for location in self.files])
+        return val_from_train([self._record(location) for location in self.files])
 
-
-def _record(location: str) -> Record:
-    split, folder = location.split("/")[:2]
-    return Record(location, make_key(location), (_CLASSES[folder],), split=split)
+    def _record(self, location: str) -> Record:
+        split, folder = self.folders["/".join(location.split("/")[:2])]
+        return Record(location, make_key(location), (_CLASSES[folder],), split=split)

@@ -43,7 +43,8 @@ class DicomConfig:
     """Folder (with all below it), tar, tar.gz or zip of DICOM files. Nothing is unpacked."""
     table: Path
     """CSV with the columns id (SOPInstanceUID, or path below SRC), labels (joined by |) and, where
-    you have splits, split (train, val, test, or train_val, which is divided 90/10)."""
+    you have splits, split (train, val, test, or train_val, which is divided 90/10; Training, valid,
+    dev and the like mean the same)."""
     key_file: Path
     """The secret key of the hashes, made (mode 600) when it is not there. Keep it, outside OUT:
     with it, known patients can be found in the shards; without it, no patient keeps the same

@@ -13,17 +13,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ingest.file_source import FileSource, find_root, image_tree, require_folder
+from ingest.file_source import FileSource, image_tree, require_folder, split_folders
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.record import Record
-from ingest.split import TEST, TRAIN, VAL
 from shards.console import UserError
 from shards.labels import Vocabulary
 from shards.sample import make_key
+from shards.splits import read_as
 
 NAME = "kermany"
 _NORMAL, _PNEUMONIA = "NORMAL", "PNEUMONIA"
-_NEEDED = [f"{split}/{folder}" for split in (TRAIN, TEST) for folder in (_NORMAL, _PNEUMONIA)]
 _BACTERIAL, _VIRAL = "Bacterial Pneumonia", "Viral Pneumonia"
 _CAUSES = {"bacteria": _BACTERIAL, "virus": _VIRAL}
 # Bacterial and viral persons are numbered apart, each from 1: person1_bacteria_1 (train) and
@@ -36,9 +35,10 @@ _THIRD_EDITION = re.compile(r"(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
 @dataclass(frozen=True)
 class KermanyConfig:
     """Kermany's chest X-rays of children, unpacked: chest_xray/ with train, test and perhaps val,
-    each with NORMAL and PNEUMONIA. Labels: Normal, Bacterial Pneumonia, Viral Pneumonia, from the
-    file names. A patient of several folders counts for test, else val; the rest is left out. The
-    published val has 16 images: --random-split divides all patients anew."""
+    each with NORMAL and PNEUMONIA, in any usual spelling. Labels: Normal, Bacterial Pneumonia,
+    Viral Pneumonia, from the file names. A patient of several folders counts for test, else val;
+    the rest is left out. The published val has 16 images: --random-split divides all patients
+    anew."""
 
     src: Path
     """Folder chest_xray, or the folder around it."""
@@ -54,23 +54,22 @@ class Kermany(FileSource):
     def __init__(self, config: KermanyConfig) -> None:
         """UserError when the folders are not there."""
         require_folder(config.src, "the unpacked chest_xray")
-        root = find_root(config.src, _NEEDED)
-        if root is None:
-            raise UserError(f"no {', '.join(_NEEDED)} in {config.src} or the folders in it")
+        root, self.folders = split_folders(config.src, (_NORMAL, _PNEUMONIA))
         files: dict[str, Path] = {}
         passed: Counter[str] = Counter()
-        for split in (TRAIN, VAL, TEST):
-            for folder in (_NORMAL, _PNEUMONIA):
-                files |= image_tree(root, root / split / folder, passed)
+        for folder in self.folders:
+            files |= image_tree(root, root / folder, passed)
         super().__init__(config.src, files, passed)
+        splits = {folder.split("/")[0]: split for folder, (split, _) in self.folders.items()}
+        self.notes = (*self.notes, *read_as(splits))
 
     def records(self) -> list[Record]:
-        records = [_record(location) for location in self.files]
+        folders = ("/".join(location.split("/")[:2]) for location in self.files)
+        records = [_record(file, *self.folders[f]) for file, f in zip(self.files, folders)]
         return val_from_train(keep_patients_apart(records))
 
 
-def _record(location: str) -> Record:
-    split, folder = location.split("/")[:2]
+def _record(location: str, split: str, folder: str) -> Record:
     stem = re.sub(r" \(\d+\)$", "", PurePosixPath(location).stem)  # `x (1)`: a copy of x
     label, patient = parse_name(stem, folder)
     if label is None:

@@ -12,13 +12,13 @@ from ingest.csv_rows import read_rows, refuse_repeats
 from ingest.file_source import FileSource, check_name, present, require_folder
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.record import Record
-from ingest.split import TEST, TRAIN, TRAIN_VAL, VAL, SplitConfig
+from ingest.split import SplitConfig
 from shards.console import UserError, warn
 from shards.labels import Vocabulary
 from shards.sample import make_key
+from shards.splits import SPLITS, read_as, splits_of
 
 NAME = "csv"
-_SPLITS = (TRAIN, VAL, TEST, TRAIN_VAL)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class TableConfig:
     else val; the other images are left out."""
     split_column: str | None = None
     """Column with train, val, test, or train_val, which is divided 90/10, as train is where no row
-    says val. Default: patients are split 70/10/20."""
+    says val; Training, valid, dev and the like mean the same. Default: patients are split
+    70/10/20."""
     view_column: str | None = None
     """Column with the views, such as PA."""
     modality_column: str | None = None
@@ -70,11 +71,15 @@ class Table(FileSource):
         )
         required = [*columns, *(column for column in others if column is not None)]
         rows = list(read_rows(config.table, required))
-        self.rows = [_record(self.name, config, line, cells) for line, cells in rows]
+        column = config.split_column
+        named = dict.fromkeys(cells[column] for _, cells in rows) if column else ()
+        splits = splits_of(named, config.table)
+        self.rows = [_record(self.name, config, splits, line, cells) for line, cells in rows]
         refuse_repeats((r.location for r in self.rows), config.table)
         self.vocabulary = _vocabulary(self.rows, config)
         paths = {r.location: config.src / r.location for r in self.rows}
         super().__init__(config.src, present(paths))
+        self.notes = read_as(splits)
         if not self.files:
             raise UserError(
                 f"none of the {len(paths)} images of {config.table} is in {config.src}, such as "
@@ -88,7 +93,13 @@ class Table(FileSource):
         return val_from_train(keep_patients_apart(self.rows))
 
 
-def _record(name: str, config: TableConfig, line: int, cells: Mapping[str, str]) -> Record:
+def _record(
+    name: str,
+    config: TableConfig,
+    splits: Mapping[str, str],
+    line: int,
+    cells: Mapping[str, str],
+) -> Record:
     where = f"{config.table} line {line}"
     location = _location(cells[config.path_column], where)
     parts = (part.strip() for part in cells[config.labels_column].split("|"))
@@ -98,8 +109,8 @@ def _record(name: str, config: TableConfig, line: int, cells: Mapping[str, str])
 
     patient = cell(config.patient_column)
     split = cells[config.split_column] if config.split_column else None
-    if split is not None and split not in _SPLITS:
-        raise UserError(f"{where} has the split {split!r}; allowed: {', '.join(_SPLITS)}")
+    if split is not None and split not in splits:
+        raise UserError(f"{where} has the split {split!r}; allowed: {', '.join(SPLITS)}")
     return Record(
         location=location,
         key=make_key(location),
@@ -107,7 +118,7 @@ def _record(name: str, config: TableConfig, line: int, cells: Mapping[str, str])
         patient=f"{name}:{patient}" if patient else None,
         view=cell(config.view_column),
         modality=cell(config.modality_column),
-        split=split,
+        split=None if split is None else splits[split],
     )
 
 

@@ -37,6 +37,7 @@ from serve.explain.subjects import (
 from shards import malloc
 from shards.console import RunFailed, UserError, progress, warn
 from shards.labels import Vocabulary
+from shards.splits import SplitName
 from shards.writer import write_atomic
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class ExplainConfig:
     """Which stage's model; by default the last one."""
     shards: Path | None = None
     """A data set's folder of shards, in the place of files."""
-    split: str = "test"
+    split: SplitName = "test"
     """Which split of the shards."""
     scores: Path | None = None
     """Scores of the images of the shards or archives (a folder of serve score, or a CSV or Parquet

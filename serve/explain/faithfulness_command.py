@@ -31,6 +31,7 @@ from serve.explain.subjects import Subject, boxed_keys, choose_keys, from_shards
 from serve.figures import COLOURS, STYLES, new_figure, to_png
 from serve.intervals import wilson
 from shards.console import RunFailed, UserError, progress
+from shards.splits import SplitName
 from shards.writer import write_atomic
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class FaithfulnessConfig:
     """A data set's folder of shards; boxes (ChestX-ray14) are in its samples."""
     out: Path
     """Folder for faithfulness.json and faithfulness.png."""
-    split: str = "test"
+    split: SplitName = "test"
     """Which split."""
     methods: str = "lrp,gradcam,cam,occlusion-drop"
     """Methods of serve explain, joined by commas; `random` is always added."""

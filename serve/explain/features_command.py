@@ -32,6 +32,7 @@ from serve.figures import COLOURS, new_figure, plain, to_png
 from shards.console import RunFailed, UserError, progress
 from shards.labels import YES
 from shards.reader import read_labels
+from shards.splits import SplitName
 from shards.writer import write_atomic
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class FeaturesConfig:
     """A data set's folder of shards."""
     out: Path
     """Folder for features.csv, features.json, tsne.png and som.png."""
-    split: str = "test"
+    split: SplitName = "test"
     """Which split."""
     per_class: int = 200
     """At most this many images of each class, drawn at random."""

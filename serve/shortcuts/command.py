@@ -36,6 +36,7 @@ from shards.console import UserError, first_few
 from shards.labels import NO, UNKNOWN, YES
 from shards.manifest import Manifest, load_manifest
 from shards.rectangles import Rectangle, read_rectangles
+from shards.splits import SplitName
 from shards.writer import write_atomic
 
 RESULT_NAME = "shortcuts.json"
@@ -54,7 +55,7 @@ class ShortcutsConfig:
     """ONNX file of python -m serve export."""
     run: Path | None = None
     """Instead of --model: a run folder that has its model.onnx."""
-    split: str = "test"
+    split: SplitName = "test"
     """The split whose images are scored."""
     limit: int | None = None
     """Score at most so many images, chosen by the hashes of their keys; by default all."""
