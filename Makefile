@@ -15,7 +15,7 @@ GPUS ?= 1
 DEMO ?= demo-out
 ARGS ?=
 
-.PHONY: help setup test soak browser peers lint demo shards train paper export score evaluate report bench clean
+.PHONY: help setup test soak browser decoders peers lint demo shards train paper export score evaluate report bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ soak: setup ## the long tests: kills, fuzzing, an S3 server, a Ray cluster, a br
 
 browser: ## Debian's Chromium, which the tests of the report drive
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+
+decoders: ## Debian's dcmtk, GDCM and libvips, which the long tests compare our pixels with
+	command -v dcmj2pnm && command -v gdcmconv && command -v vips || { apt-get update -qq && apt-get install -y -qq --no-install-recommends dcmtk libgdcm-tools libvips-tools; }
 
 peers: setup ## torchxrayvision and MosaicML Streaming, for the benchmarks only
 	$(PY) -m pip install --constraint constraints.txt torchxrayvision transformers brotli catalogue xxhash zstd python-snappy
