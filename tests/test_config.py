@@ -37,11 +37,11 @@ def test_settings_that_do_not_fit_the_data_are_named(stage, vocabulary, processe
 @pytest.mark.parametrize(
     ("changes", "processes", "fits"),
     [
-        ({}, 2, False),  # five copies of each COVID-19 image
-        ({"batch_unit": "augmented"}, 2, True),
-        ({"batch_unit": "augmented"}, 3, False),
-        ({"variations": ()}, 2, True),
-        ({"variations": (), "batch": 21}, 2, False),
+        ({"batch_unit": "source"}, 2, False),  # five copies of each COVID-19 image
+        ({}, 2, True),
+        ({}, 3, False),
+        ({"batch_unit": "source", "variations": ()}, 2, True),
+        ({"batch_unit": "source", "variations": (), "batch": 21}, 2, False),
     ],
 )
 def test_sync_norm_needs_as_many_copies_in_each_process(changes, processes, fits):

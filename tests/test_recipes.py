@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ingest.label_map import read_label_map
 from shards.console import UserError
 from shards.labels import CHESTXRAY14, COVID, Vocabulary
 from shards.manifest import load_manifest
+from shards.order import global_batch, steps_per_epoch
 from train.augment import NONE, Augment
 from train.config import (
     Stage,
@@ -27,6 +29,7 @@ from train.config import (
 from train.dist import World
 from train.expand import Expander
 from train.load import load_store
+from train.loop import Trainer
 from train.models import build_model
 from train.optim import OptimConfig, build_optim, set_mode, set_trainable
 from train.precision import Precision
@@ -244,11 +247,27 @@ def test_deepcovids_numbers(network):
         assert config.architecture.startswith(network)
     assert (paper.optim.name, paper.stages[0].balance) == ("adam", True)
     assert [(v.label, v.copies) for v in paper.stages[0].variations] == [("COVID-19", 5)]
+    assert (paper.stages[0].batch_unit, code.stages[0].batch_unit) == ("augmented", "source")
     assert code.optim == OptimConfig("sgd", momentum=0.9)
     schedule = code.stages[0].phases[0].schedule
     assert (schedule.kind, schedule.every, schedule.factor) == ("step", 7, 0.1)
     assert code.stages[0].phases[0].keep == "best accuracy"
     assert code.stages[0].augment == Augment(crop_area=(0.08, 1.0))
+
+
+def test_a_step_of_deepcovid_is_20_images_half_of_them_covid():
+    config = recipe("deepcovid-resnet18")
+    (stage,) = config.stages
+    labels = np.eye(2, dtype=np.int8)[np.repeat([0, 1], [1800, 76])]
+    store = Store(tuple(f"k{i}" for i in range(1876)), torch.empty(0), labels)
+    expander = Expander(expansions_of(stage, TWO), stage.augment, config.seed, config.size)
+    trainer = Trainer.__new__(Trainer)
+    trainer.config = config
+    order = trainer._order(stage, SimpleNamespace(store=store, expander=expander), 0)
+    assert steps_per_epoch(len(order), stage.batch, stage.remainder) == 109
+    batches = [global_batch(order, step, stage.batch, stage.remainder) for step in range(109)]
+    assert {len(expander.chosen_copies(store, batch, 0)) for batch in batches} == {20}
+    assert labels[order[:, 0]].sum(axis=0).tolist() == [1090, 1090]
 
 
 def test_the_cost_counts_copies_and_epochs():
@@ -258,8 +277,7 @@ def test_the_cost_counts_copies_and_epochs():
     assert RECIPES["network-a"].cost == "3.83 M images trained and 954 k validated, at most"
     cost = RECIPES["dd2424-resnet50-chestxray14"].cost
     assert cost == "6.41 M images trained and 2.24 M validated, at most"
-    # Of 1876 draws a sixth are of COVID-19, with 5 copies each.
-    assert passes(recipe("deepcovid-resnet18").stages[0], 0) == 100 * round(1876 * 10 / 6)
+    assert passes(recipe("deepcovid-resnet18").stages[0], 0) == 100 * (76 * 5 + 1800)
     assert passes(recipe("deepcovid-resnet18").stages[0], 1) == 100 * 208  # no copies there
     assert RECIPES["dd2424-resnet50-covid"].cost == "100 epochs over your covid-chestxray"
 

@@ -1,5 +1,6 @@
 """train.sampling: balanced, with replacement, a function of its arguments; in the loop's order."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from train.config import LabelExpansion, LabelVariation, Stage, TrainConfig, exp
 from train.expand import Expander
 from train.loop import Trainer
 from train.phases import Phase
-from train.sampling import _shares, balanced_order
+from train.sampling import _shares, balanced_copies, balanced_order
 from train.store import Store
 
 LABELS = arrays(
@@ -63,6 +64,31 @@ def test_the_network_sees_as_many_copies_of_each_class(classes, seed, epoch):
     assert len(order) == len(labels)
     copies = labels[order].sum(axis=0) * factor
     assert copies.max() - copies.min() <= 2 * factor.max()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=4), SEED, EPOCH
+)
+def test_single_copies_are_drawn_as_often_of_each_class(classes, seed, epoch):
+    labels = one_label([count for count, _ in classes])
+    factors = labels @ np.array([factor for _, factor in classes])
+    order = balanced_copies(labels, factors, seed=seed, epoch=epoch)
+    assert order.shape == (factors.sum(), 2)
+    samples, numbers = order.T
+    assert ((numbers >= 0) & (numbers < factors[samples])).all()
+    times = labels[samples].sum(axis=0)
+    assert times.max() - times.min() <= 1
+    assert np.array_equal(order, balanced_copies(labels, factors, seed=seed, epoch=epoch))
+
+
+def test_within_a_class_every_copy_is_as_likely():
+    labels, factors = one_label([20, 4]), np.repeat([1, 5], [20, 4])
+    orders = [balanced_copies(labels, factors, seed=0, epoch=epoch) for epoch in range(400)]
+    drawn = np.concatenate(orders)
+    for number in range(5):
+        times = np.bincount(drawn[drawn[:, 1] == number, 0], minlength=24)[20:] / 400
+        assert np.abs(times - 1).max() < 0.2  # 20 of the 40 draws, of 20 copies
+    assert np.abs(np.bincount(drawn[:, 0])[:20] / 400 - 1).max() < 0.2
 
 
 def test_the_largest_rests_are_rounded_up():
@@ -112,6 +138,10 @@ def test_the_loop_draws_by_it():
     expected = balanced_order(store.labels, np.repeat([1, 5], [9, 3]), seed=7, epoch=3)
     assert np.array_equal(order, expected)
     assert (order >= 9).sum() == 2  # 2 x 5 copies beside 10 x 1
+    single = trainer._order(replace(stage, batch_unit="augmented"), stepper, 3)
+    copies = balanced_copies(store.labels, np.repeat([1, 5], [9, 3]), seed=7, epoch=3)
+    assert np.array_equal(single, copies)
+    assert (single[:, 0] >= 9).sum() == 12  # of the 9 + 3 x 5 copies that there are
 
 
 def test_a_label_has_one_rule():

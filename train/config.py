@@ -55,7 +55,7 @@ class Stage:
     last step is filled up with its first units, or left out; expansions, variations: how the images
     of a label are multiplied; augment: the change that takes the place of any other image, in
     training only; expand_validation: expansions and variations hold on validation too; balance: an
-    epoch draws its images with replacement, so that every label is drawn as often."""
+    epoch draws its units with replacement, so that it has as many copies of each label."""
 
     name: str
     dataset: str

@@ -42,7 +42,7 @@ from train.position import Position
 from train.precision import Precision, set_cuda
 from train.results import best_path, load_best, phase_result, write_stage
 from train.runs import ModelSpec, read_json
-from train.sampling import balanced_order
+from train.sampling import balanced_copies, balanced_order
 from train.saver import Saver
 from train.settings import identity_of, note_start
 from train.step import Stepper
@@ -275,15 +275,14 @@ class Trainer:
     def _order(self, stage: Stage, stepper: Stepper, epoch: int) -> np.ndarray:
         """The epoch's samples, of all ranks, as positions in the store; or its copies."""
         labels, seed = stepper.store.labels, self.config.seed
+        factors = stepper.expander.factors(labels)
         if stage.balance:
-            factors = stepper.expander.factors(labels)
-            samples = balanced_order(labels, factors, seed=seed, epoch=epoch)
-        else:
-            samples = epoch_order(len(labels), seed=seed, epoch=epoch)
+            draw = balanced_order if stage.batch_unit == "source" else balanced_copies
+            return draw(labels, factors, seed=seed, epoch=epoch)
+        samples = epoch_order(len(labels), seed=seed, epoch=epoch)
         if stage.batch_unit == "source":
             return samples
-        factors = stepper.expander.factors(labels[samples])
-        return copy_order(samples, factors, seed=seed, epoch=epoch)
+        return copy_order(samples, factors[samples], seed=seed, epoch=epoch)
 
     def _validate(self, stage: Stage, model: nn.Module, split: str) -> Metrics:
         """Validation sees the stage's copies (if it says so), test the images; neither augments."""

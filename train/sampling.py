@@ -1,9 +1,9 @@
-"""Class balancing: an epoch's samples drawn with replacement, every class as often. Decisions only.
+"""Class balancing: an epoch's images drawn with replacement, every class as often. Decisions only.
 
 Deep-COVID (Minaee et al., arXiv 2004.09363) balances its classes by sampling. Read as: an epoch
-draws as many samples as the split has; the network sees the classes' copies in equal numbers, so a
-class whose images have five copies each is drawn a fifth as often; within a class each sample has
-the same probability. A sample drawn twice in an epoch has the same copies both times.
+draws as many images as the training set has with its copies; each class is drawn as often; within a
+class each image and each copy has the same probability. A copy drawn twice in an epoch is the same
+both times.
 """
 
 import numpy as np
@@ -13,8 +13,9 @@ from shards.philox import philox
 
 
 def balanced_order(labels: np.ndarray, factors: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """labels (N, L), copies per sample (N,) -> (N,) int64 positions, in random order; the same for
-    any number of ranks.
+    """labels (N, L), copies per sample (N,) -> (N,) int64 samples, each with all its copies, in
+    random order; the same for any number of ranks. The classes have as many copies, so one whose
+    samples have five copies each is drawn a fifth as often.
 
     A label's class are the samples that are YES there, so one with several labels is in several
     classes; those with none form a class too.
@@ -34,6 +35,17 @@ def balanced_order(labels: np.ndarray, factors: np.ndarray, *, seed: int, epoch:
     starts = np.cumsum(sizes) - sizes
     within = (words[:, 2] * sizes[which]) >> np.uint64(32)
     return np.concatenate(classes)[starts[which] + within]
+
+
+def balanced_copies(
+    labels: np.ndarray, factors: np.ndarray, *, seed: int, epoch: int
+) -> np.ndarray:
+    """labels (N, L), copies per sample (N,) -> (T, 2) int64 single copies, as (sample, copy), in
+    random order; T: all the copies that there are. Classes and ranks as in `balanced_order`."""
+    samples = np.repeat(np.arange(len(labels)), factors)
+    numbers = np.arange(len(samples)) - np.repeat(np.cumsum(factors) - factors, factors)
+    drawn = balanced_order(labels[samples], np.ones_like(samples), seed=seed, epoch=epoch)
+    return np.stack([samples[drawn], numbers[drawn]], axis=1)
 
 
 def _shares(weights: np.ndarray, count: int) -> np.ndarray:

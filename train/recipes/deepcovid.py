@@ -1,8 +1,10 @@
 """Minaee et al., "Deep-COVID: Predicting COVID-19 From Chest X-Ray Images Using Deep Transfer
 Learning" (arXiv 2004.09363): four networks of which the last layer alone is trained.
 
-Read as: SqueezeNet is 1.0; "small" is up to 10 degrees of rotation and 4 pixels of distortion; the
-best-validation-loss weights are tested.
+Read as: SqueezeNet is 1.0; "small" is up to 10 degrees of rotation and 4 pixels of distortion,
+drawn anew in each epoch; the tenth of the training images that validates is set apart before the
+copies are made; an epoch draws as many images as the training set has with its copies (76 x 5 +
+1800 = 2180, 109 steps of 20), half of them COVID-19; the best-validation-loss weights are tested.
 """
 
 from dataclasses import replace
@@ -26,12 +28,14 @@ _ARCHITECTURES = {
 
 def deepcovid(name: str) -> TrainConfig:
     """COVID-19 or other as the paper has it: ImageNet's network, the last layer alone, Adam, each
-    COVID-19 image five times (as it is and four changed), classes balanced by sampling."""
+    COVID-19 image five times (as it is and four changed), classes balanced by sampling; 20 images,
+    copies counted, are a batch."""
     stage = Stage(
         name="covid",
         dataset="covid-xray-5k",
         phases=(Phase("output layer", 100, "head", lr=1e-4),),
         batch=20,
+        batch_unit="augmented",
         variations=(LabelVariation("COVID-19", 5, _SMALL),),
         expand_validation=False,
         balance=True,
@@ -52,6 +56,7 @@ def deepcovid_code(name: str) -> TrainConfig:
         phases=(Phase("output layer", 100, "head", 1e-4, schedule=schedule, keep="best accuracy"),),
         augment=Augment(crop_area=(0.08, 1.0)),
         variations=(),
+        batch_unit="source",
         balance=False,
     )
     sgd = OptimConfig("sgd", momentum=0.9)

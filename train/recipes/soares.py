@@ -2,6 +2,10 @@
 
 VGG-16, ResNet and Xception as frozen bases under a small head. Their code has ResNet50V2; ours is
 ResNet50. Read as: the 100 other infections are bacterial and viral ones, as Kermany's set has them.
+Their split is told twice: 270, 30 and 75 of the 375 images train, validate and test, and 39, 17 and
+19 of the classes' images test, where 75 of 175, 100 and 100 in proportion are 35, 20 and 20. Read
+as: theirs was drawn by image, without regard to class or patient; ours keeps 270, 30 and 75, in
+proportion to the classes and with patients apart, so other images test.
 """
 
 from functools import partial
