@@ -111,7 +111,7 @@ class _Sample:
         others = (truth == NO) & called, (truth == NO) & ~called
         self.cells = np.concatenate([*cells, *others], axis=1).astype(float)  # (N, 4 L)
         self.labels = len(judged.labels)
-        self.correct = judged.correct.astype(float) if judged.exclusive else None
+        self.correct = judged.correct.astype(float) if judged.one_class else None
         self.rankings = [
             _Ranking(truth[:, i], judged.probabilities[:, i]) for i in range(self.labels)
         ]

@@ -62,14 +62,15 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Calibration:
-    """top: only for exclusive labels. ece_mean: over the labels. temperature: None without
-    validation scores, or where it does not exist (validation without a single error)."""
+    """top: only where each image has one known class. ece_mean: over the labels. temperature: None
+    without validation scores, or where there is none, of which no_temperature is the reason."""
 
     bins: int
     top: Reliability | None
     classes: tuple[Reliability, ...]
     ece_mean: float | None
     temperature: Temperature | None
+    no_temperature: str | None
 
 
 def calibrate(judged: Judged, validation: Judged | None) -> Calibration:
@@ -78,14 +79,19 @@ def calibrate(judged: Judged, validation: Judged | None) -> Calibration:
     classes = _by_label(judged, judged.probabilities)
     known = [one.ece for one in classes if one.ece is not None]
     top = None
-    if judged.exclusive:
+    if judged.one_class:
         top = reliability(None, judged.probabilities.max(axis=1), judged.correct)
+    temperature, reason = None, None
+    if validation is not None:
+        temperature = _temperature(judged, validation)
+        reason = None if temperature else _no_temperature(judged, validation)
     return Calibration(
         bins=BINS,
         top=top,
         classes=classes,
         ece_mean=float(np.mean(known)) if known else None,
-        temperature=None if validation is None else _temperature(judged, validation),
+        temperature=temperature,
+        no_temperature=reason,
     )
 
 
@@ -120,6 +126,8 @@ def _by_label(judged: Judged, probabilities: np.ndarray) -> tuple[Reliability, .
 
 def _temperature(judged: Judged, validation: Judged) -> Temperature | None:
     softmax = is_softmax(validation) and is_softmax(judged)
+    if softmax and not (judged.one_class and validation.one_class):
+        return None
     value = fit_temperature(validation, softmax)
     if value is None:
         return None
@@ -133,6 +141,15 @@ def _temperature(judged: Judged, validation: Judged) -> Temperature | None:
         ece=tuple(one.ece for one in _by_label(judged, judged.probabilities)),
         ece_scaled=tuple(one.ece for one in _by_label(judged, scaled)),
     )
+
+
+def _no_temperature(judged: Judged, validation: Judged) -> str:
+    """A softmax's log loss is that of each image's class."""
+    softmax = is_softmax(validation) and is_softmax(judged)
+    for images, side in ((validation, "validation"), (judged, "evaluated")):
+        if softmax and not images.one_class:
+            return f"of the {side} images {images.no_class}"
+    return "the validation scores do not tell one"
 
 
 def is_softmax(judged: Judged) -> bool:

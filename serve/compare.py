@@ -14,6 +14,7 @@ from serve.delong import AreaTest, delong_test
 from serve.intervals import Estimate, wilson
 from serve.judged import Judged
 from shards.console import UserError, first_few
+from shards.labels import UNKNOWN, YES
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class McNemar:
 @dataclass(frozen=True)
 class Comparison:
     """other: the name of the other scores. accuracy, other_accuracy, mcnemar[0] of label None: only
-    where classes exclude each other and both sides have the same ones. only_in_this, only_in_other:
-    images that one side has not; in no number here."""
+    where classes exclude each other, both sides have the same ones, and each image has one of them.
+    only_in_this, only_in_other: images that one side has not; in no number here."""
 
     other: str
     images: int
@@ -72,8 +73,11 @@ def compare(this: Judged, other: Judged, name: str) -> Comparison:
     # Calls by the largest probability mean the same only among the same classes.
     if same or not (this.exclusive or other.exclusive):
         tests = [_test(label, a, b) for label in labels]
-    if same:
+    one_class = same and a.one_class and b.one_class
+    if one_class:
         tests.insert(0, _paired(None, a.correct, b.correct))
+    elif same:
+        omitted.append(f"no McNemar test of the called class: {a.no_class or b.no_class}")
     constant = [area.label for area in areas if area.p is None]
     if constant:
         omitted.append(f"{first_few(constant)}: no DeLong test, the difference has no variance")
@@ -83,8 +87,8 @@ def compare(this: Judged, other: Judged, name: str) -> Comparison:
         only_in_this=len(this.keys) - len(rows),
         only_in_other=len(other.keys) - len(rows),
         labels=labels,
-        accuracy=wilson(int(a.correct.sum()), len(rows)) if same else None,
-        other_accuracy=wilson(int(b.correct.sum()), len(rows)) if same else None,
+        accuracy=wilson(int(a.correct.sum()), len(rows)) if one_class else None,
+        other_accuracy=wilson(int(b.correct.sum()), len(rows)) if one_class else None,
         areas=tuple(areas),
         mcnemar=tuple(_corrected(tests)),
         omitted=tuple(omitted),
@@ -108,8 +112,7 @@ def holm(p: Sequence[float]) -> list[float]:
 def _areas(a: Judged, b: Judged, labels: Sequence[str]) -> list[AreaComparison]:
     found: list[tuple[str, int, AreaTest]] = []
     for label in labels:
-        positive, scores, _ = a.known(a.labels.index(label))
-        _, other_scores, _ = b.known(b.labels.index(label))
+        (positive, scores, _), (_, other_scores, _) = _both_known(label, a, b)
         test = delong_test(scores, other_scores, positive)
         if test is not None:
             found.append((label, len(scores), test))
@@ -129,9 +132,21 @@ def _areas(a: Judged, b: Judged, labels: Sequence[str]) -> list[AreaComparison]:
     ]
 
 
+def _both_known(
+    label: str, a: Judged, b: Judged
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Truth, probabilities and calls of either side, of the images whose truth both know: networks
+    with other classes may know it of other images."""
+    columns = [(side, side.labels.index(label)) for side in (a, b)]
+    known = np.logical_and(*(side.truth[:, i] != UNKNOWN for side, i in columns))
+    return [
+        (side.truth[known, i] == YES, side.probabilities[known, i], side.called[known, i])
+        for side, i in columns
+    ]
+
+
 def _test(label: str, a: Judged, b: Judged) -> McNemar:
-    positive, _, called = a.known(a.labels.index(label))
-    _, _, other_called = b.known(b.labels.index(label))
+    (positive, _, called), (_, _, other_called) = _both_known(label, a, b)
     return _paired(label, called == positive, other_called == positive)
 
 

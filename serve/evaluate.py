@@ -3,7 +3,8 @@
 Run: python -m serve evaluate --scores DIR --labels DIR --out DIR
 
 Classes that exclude each other: an image's call is the class of its largest probability. Otherwise
-a label is called from probability 0.5 on. Unknown truth (-1) is left out label by label.
+a label is called from probability 0.5 on. Unknown truth (-1) is left out label by label. Where the
+labels are not those of the scores: serve/vocabularies.py.
 """
 
 import json
@@ -108,8 +109,8 @@ def _join(config: EvaluateConfig, scores: Path, truth: LabelTable) -> Joined:
 
 
 def _summary(found: Evaluation) -> list[str]:
-    kind = "one of the labels per image" if found.exclusive else "each label on its own"
-    lines = [f"images     {found.evaluated} of {found.images}; {kind}"]
+    call = "the most probable label" if found.exclusive else "each label from 0.5 on"
+    lines = [f"images     {found.evaluated} of {found.images}; called: {call}"]
     if found.accuracy:
         a = found.accuracy
         lines.append(f"accuracy   {a.value:.4f} (95 % interval {a.low:.4f} to {a.high:.4f})")

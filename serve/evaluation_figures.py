@@ -32,7 +32,7 @@ def evaluation_figures(found: Evaluation, judged: Judged) -> dict[str, Figure]:
     if found.confusion is not None:
         figures["confusion"] = confusion_figure(np.array(found.confusion), found.labels)
     if found.subgroups:
-        figures["subgroups"] = subgroup_figure(found.subgroups, found.exclusive)
+        figures["subgroups"] = subgroup_figure(found.subgroups, found.accuracy is not None)
     if found.against is not None and found.against.areas:
         figures["against"] = against_figure(found.against)
     return figures
@@ -166,20 +166,20 @@ def calibration_figure(found: Evaluation) -> Figure:
     return figure
 
 
-def subgroup_figure(parts: Sequence[Subgroups], exclusive: bool) -> Figure:
-    """A line per group: accuracy (exclusive labels) or else the mean AUROC, with its interval."""
+def subgroup_figure(parts: Sequence[Subgroups], accuracy: bool) -> Figure:
+    """A line per group: accuracy or else the mean AUROC, with its interval."""
     lines: list[tuple[str, Estimate | None]] = []
     for part in parts:
         for group in part.groups:
             name = f"{part.by} {plain(group.value)} ({group.images:,})"
-            lines.append((name, group.accuracy if exclusive else group.mean_auroc))
+            lines.append((name, group.accuracy if accuracy else group.mean_auroc))
     figure, (ax,) = new_figure(5.8, 0.9 + 0.28 * len(lines))
     for y, (_, estimate) in enumerate(lines):
         estimate_bar(ax, y, estimate, COLOURS[0])
     ax.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=8)
     ax.set_ylim(len(lines) - 0.5, -0.5)
     ax.grid(axis="x", color="0.9")
-    ax.set_xlabel(f"{'accuracy' if exclusive else 'mean AUROC'}, 95 % interval")
+    ax.set_xlabel(f"{'accuracy' if accuracy else 'mean AUROC'}, 95 % interval")
     return figure
 
 

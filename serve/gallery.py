@@ -23,9 +23,9 @@ _BATCH = 8  # images explained between two steps of the progress line
 
 @dataclass(frozen=True)
 class Picture:
-    """One gallery entry. truth: the labels that hold, None where none is known to and some label's
-    truth is not known; wrong: None where the called label's is not; image: WebP; layers: its heat
-    maps."""
+    """One gallery entry. truth: the labels that hold (another one of the data set, where none of
+    the network's does), None where none is known to and some label's truth is not known; wrong:
+    None where the called label's is not; image: WebP; layers: its heat maps."""
 
     key: str
     truth: tuple[str, ...] | None
@@ -194,6 +194,9 @@ def _picture(joined: Joined, row: int, image: np.ndarray, layers: tuple[Layer, .
     truth, probabilities = joined.targets[row], joined.probabilities[row]
     called = int(probabilities.argmax())
     present = tuple(name for name, value in zip(joined.labels, truth) if value == YES)
+    other = joined.outside[row]
+    if not present and other is not None:
+        present = (other,)
     return Picture(
         key=joined.keys[row],
         truth=None if not present and (truth == UNKNOWN).any() else present,

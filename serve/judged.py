@@ -4,11 +4,12 @@ Classes that exclude each other: an image's call is the class of its largest pro
 a label is called from probability 0.5 on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from serve.predictions import Joined
+from serve.vocabularies import why_no_class
 from shards.console import UserError
 from shards.labels import NO, UNKNOWN, YES
 
@@ -18,7 +19,9 @@ CALL_FROM = 0.5
 @dataclass(frozen=True)
 class Judged:
     """truth: (N, L) int8, -1 unknown; probabilities: (N, L) float64 in [0, 1]; called: (N, L) bool;
-    rows: (N,) their places in the Joined; errors, unlabelled: how many images are left out."""
+    rows: (N,) their places in the Joined; errors, unlabelled: how many images are left out.
+    exclusive: the called label is the one of the largest probability; no_class: why such a call is
+    not right or wrong for every image, None where it is. A part of the images keeps it."""
 
     keys: tuple[str, ...]
     labels: tuple[str, ...]
@@ -31,6 +34,7 @@ class Judged:
     meta: dict[str, tuple[str | None, ...]]
     errors: int
     unlabelled: int
+    no_class: str | None
 
     def known(self, column: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of one label, where its truth is known: truth (bool), probabilities, called."""
@@ -39,25 +43,29 @@ class Judged:
         return positive, self.probabilities[known, column], self.called[known, column]
 
     @property
+    def one_class(self) -> bool:
+        """Whether each image has exactly one known class of a network whose classes exclude each
+        other: only then there are accuracy, confusion matrix and McNemar's test of the calls."""
+        return self.exclusive and self.no_class is None
+
+    @property
     def correct(self) -> np.ndarray:
-        """(N,) bool: the called class is the true one. Only for exclusive labels."""
+        """(N,) bool: the called class is the true one. Only where one_class."""
+        assert self.one_class
         return self.truth.argmax(1) == self.called.argmax(1)
 
     def take(self, chosen: np.ndarray) -> "Judged":
         """Some of the images: (N,) bool, or their numbers."""
         numbers = np.arange(len(self.keys))[chosen]
-        return Judged(
+        return replace(
+            self,
             keys=tuple(self.keys[i] for i in numbers),
-            labels=self.labels,
-            exclusive=self.exclusive,
             truth=self.truth[numbers],
             probabilities=self.probabilities[numbers],
             called=self.called[numbers],
             rows=self.rows[numbers],
             patients=None if self.patients is None else tuple(self.patients[i] for i in numbers),
             meta={name: tuple(values[i] for i in numbers) for name, values in self.meta.items()},
-            errors=self.errors,
-            unlabelled=self.unlabelled,
         )
 
 
@@ -65,8 +73,7 @@ def judge(joined: Joined) -> Judged:
     """Leave out what cannot be judged. UserError when values are wrong or nothing is left."""
     _check(joined)
     truth, scored = joined.targets, ~np.isnan(joined.probabilities).any(axis=1)
-    # Of classes that exclude each other, one must be YES, or the truth is not known.
-    known = (truth == YES).any(1) if joined.exclusive else (truth != UNKNOWN).any(1)
+    known = (truth != UNKNOWN).any(axis=1)
     rows = np.flatnonzero(scored & known)
     if not rows.size:
         raise UserError(
@@ -86,6 +93,7 @@ def judge(joined: Joined) -> Judged:
         meta={name: tuple(values[i] for i in rows) for name, values in joined.meta.items()},
         errors=int((~scored).sum()),
         unlabelled=int((scored & ~known).sum()),
+        no_class=why_no_class(truth[rows], [joined.outside[i] for i in rows]),
     )
 
 
@@ -114,7 +122,3 @@ def _check(joined: Joined) -> None:
         )
     if not np.isin(joined.targets, (YES, NO, UNKNOWN)).all():
         raise UserError("the labels hold other values than 1, 0 and -1; ingest again")
-    twice = (joined.targets == YES).sum(axis=1) > 1
-    if joined.exclusive and twice.any():
-        key = joined.keys[int(twice.argmax())]
-        raise UserError(f"image {key!r} has several labels, but the labels exclude each other")

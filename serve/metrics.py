@@ -113,14 +113,14 @@ def measure(
     compared = None if against is None else compare(judged, judge(against[1]), against[0])
     calibration = calibrate(judged, None if validation is None else _validation(validation, joined))
     matrix = correct = None
-    if judged.exclusive:
+    if judged.one_class:
         matrix = confusion_matrix(
             judged.truth.argmax(1), judged.called.argmax(1), len(judged.labels)
         )
         correct = wilson(int(np.trace(matrix)), int(matrix.sum()))
-    omitted = [*_missing_images(joined, judged), *_missing_numbers(classes)]
-    if validation is not None and calibration.temperature is None:
-        omitted.append("no temperature: the validation scores do not tell one")
+    omitted = [*_missing_images(joined, judged), *_no_class(judged), *_missing_numbers(classes)]
+    if calibration.no_temperature is not None:
+        omitted.append(f"no temperature: {calibration.no_temperature}")
     omitted += (
         [f"against {compared.other}: {line}" for line in compared.omitted] if compared else []
     )
@@ -229,6 +229,11 @@ def left_out(joined: Joined, judged: Judged) -> dict[str, list[str]]:
         "scored images are not among the labels": list(joined.unmatched_predictions),
         "images with labels have no score": list(joined.unmatched_labels),
     }
+
+
+def _no_class(judged: Judged) -> list[str]:
+    """Why there is no accuracy over classes that exclude each other."""
+    return [f"no accuracy: {judged.no_class}"] if judged.exclusive and judged.no_class else []
 
 
 def _missing_numbers(classes: Sequence[ClassMetrics]) -> list[str]:

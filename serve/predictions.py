@@ -7,7 +7,7 @@ Labels: serve/truth.py.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from serve.score_csv import DAMAGE, MODEL_COLUMNS
 from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder, damage_of
 from serve.tables import KEY, Table, read_table
 from serve.truth import LabelTable
+from serve.vocabularies import classes_outside, refuse_several, truth_of
 from shards.console import UserError
-from shards.labels import NO, UNKNOWN, YES
+from shards.labels import Vocabulary
 
 ROW_SUM = 1e-3  # probabilities of softmax add up to 1 within this
 
@@ -61,9 +62,11 @@ class PredictionTable:
 class Joined:
     """Scores and labels of the same N images, in the order of the predictions.
 
-    labels: the L names that both sides have. targets: (N, L) int8; probabilities: (N, L) float64, a
-    row of NaN where an image could not be scored. Left out and named: keys and labels that only one
-    side has.
+    exclusive: the network calls the label of the largest probability. labels: then all L of the
+    network's, else those that both sides have. targets: (N, L) int8, see serve/vocabularies.py;
+    probabilities: (N, L) float64, a row of NaN where an image could not be scored. outside: the
+    class of an image that has none of the labels, else None. Left out and named: keys and labels
+    that only one side has.
     """
 
     keys: tuple[str, ...]
@@ -74,6 +77,7 @@ class Joined:
     patients: tuple[str | None, ...] | None
     meta: dict[str, tuple[str | None, ...]]
     synthetic: bool
+    outside: tuple[str | None, ...]
     unmatched_predictions: tuple[str, ...] = ()
     unmatched_labels: tuple[str, ...] = ()
     labels_without_truth: tuple[str, ...] = ()
@@ -194,18 +198,18 @@ def _errors(table: Table, probabilities: np.ndarray) -> tuple[str | None, ...]:
 def join(predictions: PredictionTable, truth: LabelTable, exclusive: bool | None = None) -> Joined:
     """Bring scores and labels of the same keys together, in the order of the predictions.
 
-    exclusive: whether each image has exactly one of the labels; None: as the two sides say. Where
-    it has, a call is one of all the scores' classes, and a class that the truth never names is one
-    that no image of known truth has. UserError when a key stands twice on one side, or when no key
-    or no label is on both.
+    exclusive: whether each image has exactly one of the labels, for both sides; None: as each side
+    says. UserError when a key stands twice on one side, when no key or no label is on both, or when
+    an image has several labels that exclude each other.
     """
     _refuse_duplicates("predictions", predictions.keys)
     _refuse_duplicates("labels", truth.keys)
-    labels = tuple(name for name in predictions.labels if name in truth.names)
-    if not labels:
+    shared = tuple(name for name in predictions.labels if name in truth.names)
+    if not shared:
         raise UserError(
             f"no label is on both sides: the scores have {', '.join(predictions.labels)}; "
-            f"the labels have {', '.join(truth.names)}"
+            f"the labels have {', '.join(truth.names)}; give both the same names: rename the "
+            "columns of a table, or map the labels of shards with python -m ingest merge"
         )
     places = {key: i for i, key in enumerate(truth.keys)}
     matched = [i for i, key in enumerate(predictions.keys) if key in places]
@@ -215,52 +219,44 @@ def join(predictions: PredictionTable, truth: LabelTable, exclusive: bool | None
             f"labels are of {_some(truth.keys)}"
         )
     rows = [places[predictions.keys[i]] for i in matched]
-    scored_keys = set(predictions.keys)
-    if exclusive is None:
-        exclusive = _exclusive(predictions, truth, labels)
-    if exclusive:
-        truth, labels = _of_all_classes(truth, predictions.labels), predictions.labels
-    columns = [predictions.labels.index(name) for name in labels]
-    truth_columns = [truth.names.index(name) for name in labels]
+    keys, values = tuple(truth.keys[i] for i in rows), truth.labels[rows]
+    network = Vocabulary(predictions.labels, _excludes(predictions, truth, exclusive))
+    given = Vocabulary(truth.names, truth.exclusive if exclusive is None else exclusive)
+    refuse_several(given, values, keys)
+    labels = network.names if network.exclusive else shared
+    columns = [network.index(name) for name in labels]
     probabilities = predictions.probabilities[np.ix_(matched, columns)]
     probabilities[[predictions.errors[i] is not None for i in matched]] = np.nan
+    scored_keys = set(predictions.keys)
     return Joined(
-        keys=tuple(predictions.keys[i] for i in matched),
+        keys=keys,
         labels=labels,
-        exclusive=exclusive,
-        targets=truth.labels[np.ix_(rows, truth_columns)],
+        exclusive=network.exclusive,
+        targets=truth_of(network, given, values)[:, columns],
         probabilities=probabilities,
         patients=None if truth.patients is None else tuple(truth.patients[i] for i in rows),
         meta={name: tuple(values[i] for i in rows) for name, values in truth.meta.items()},
         synthetic=bool(predictions.synthetic or truth.synthetic),
+        outside=classes_outside(network, given, values),
         unmatched_predictions=tuple(key for key in predictions.keys if key not in places),
         unmatched_labels=tuple(key for key in truth.keys if key not in scored_keys),
-        labels_without_truth=tuple(n for n in predictions.labels if n not in truth.names),
+        labels_without_truth=tuple(n for n in predictions.labels if n not in labels),
         labels_without_scores=tuple(n for n in truth.names if n not in predictions.labels),
         damaged=predictions.damaged,
         scored_by=predictions.scored_by,
     )
 
 
-def _exclusive(predictions: PredictionTable, truth: LabelTable, common: Sequence[str]) -> bool:
-    """Whether both sides take each image to have exactly one of the scores' labels."""
-    said = truth.exclusive if predictions.exclusive is None else predictions.exclusive
-    if not said or len(predictions.labels) < 2:
+def _excludes(predictions: PredictionTable, truth: LabelTable, told: bool | None) -> bool:
+    """Whether the network's labels exclude each other. A table that does not say so: they do where
+    every row adds up to 1, or where they are among labels that do."""
+    if len(predictions.labels) < 2:
         return False
-    if len(common) == len(predictions.labels):
-        return True
-    if predictions.exclusive or not truth.exclusive:
-        return truth.exclusive
-    return predictions.adds_up  # a stranger's table: then the classes exclude each other
-
-
-def _of_all_classes(truth: LabelTable, classes: Sequence[str]) -> LabelTable:
-    """With a column for each class: 0 in the new ones where the image is known to be another."""
-    known = (truth.labels == YES).any(axis=1, keepdims=True)
-    absent = [name for name in classes if name not in truth.names]
-    added = np.repeat(np.where(known, NO, UNKNOWN), len(absent), axis=1).astype(np.int8)
-    labels = np.concatenate([truth.labels, added], axis=1)
-    return replace(truth, names=(*truth.names, *absent), labels=labels)
+    for said in (told, predictions.exclusive):
+        if said is not None:
+            return said
+    among = truth.exclusive and set(predictions.labels) <= set(truth.names)
+    return among or predictions.adds_up
 
 
 def _refuse_duplicates(side: str, keys: Sequence[str]) -> None:

@@ -109,7 +109,7 @@ def _group(part: Judged, value: str, replicates: int, seed: int) -> Group:
         value=value,
         images=len(part.keys),
         patients=patients(part),
-        accuracy=wilson(int(part.correct.sum()), len(part.keys)) if part.exclusive else None,
+        accuracy=wilson(int(part.correct.sum()), len(part.keys)) if part.one_class else None,
         mean_auroc=bootstrap(part, replicates, seed).mean["auroc"],
         classes=tuple(classes),
     )

@@ -131,7 +131,8 @@ def scored(images: int = 6, exclusive: bool = True) -> Joined:
     probabilities[0] = (0.2, 0.95, 0.1)
     keys = tuple(f"image-{i}" for i in range(images))
     meta = {"view": tuple(EVIL if i % 2 else "PA" for i in range(images))}
-    return Joined(keys, LABELS, exclusive, truth, probabilities, None, meta, True)
+    outside = (None,) * images
+    return Joined(keys, LABELS, exclusive, truth, probabilities, None, meta, True, outside)
 
 
 def write_weights(run: Path, weights: str) -> None:

@@ -98,7 +98,8 @@ def test_labels_may_be_taken_as_exclusive_or_not(tmp_path):
     assert run(tmp_path, exclusive=False).confusion is None
     masked = TRUTH.replace("d,1,0", "d,1,").replace("c,0,1", "c,0,")
     found = run(tmp_path, labels=masked, exclusive=True)
-    assert (found.confusion, found.unlabelled) == ([[1, 0], [0, 1]], 1)
+    assert (found.evaluated, found.accuracy, found.confusion) == (3, None, None)
+    assert "no accuracy: 1 of 3 images have a class that is not fully known" in found.omitted
     with pytest.raises(UserError, match="--exclusive with the one label 'A'"):
         run(tmp_path, scores="key,A\na,0.5\n", exclusive=True)
 

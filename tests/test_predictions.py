@@ -25,7 +25,7 @@ from shards.reader import read_split
 
 def scores(keys, labels=("a", "b"), values=None, errors=None, **known) -> PredictionTable:
     if values is None:
-        values = np.full((len(keys), len(labels)), 0.5)
+        values = np.full((len(keys), len(labels)), 0.4)  # they do not add up to 1
     errors = tuple(errors or [None] * len(keys))
     return PredictionTable(tuple(keys), labels, values, errors, **known)
 
@@ -254,29 +254,43 @@ def test_join_refuses_what_cannot_be_matched():
 def test_join_takes_exclusive_and_synthetic_from_whoever_knows():
     assert join(scores("x", exclusive=True), truth("x")).exclusive
     assert not join(scores("x"), truth("x")).exclusive
-    assert not join(scores("x", exclusive=True), truth("x", names=("a",))).exclusive
+    assert not join(scores("x", ("a",), exclusive=True), truth("x")).exclusive  # one label alone
     assert join(scores("x"), truth("x", synthetic=True)).synthetic
     assert not join(scores("x"), truth("x")).synthetic
 
 
-def test_a_class_that_the_truth_never_names_is_one_that_no_image_has():
-    """An external set without one of a network's classes: a call of that class is a wrong one."""
+def test_a_table_of_scores_is_exclusive_where_its_rows_add_up_or_the_truth_is():
+    whole = np.array([[0.2, 0.8], [0.7, 0.3]])
+    for values, known, expected in (
+        (whole, truth("xy"), True),
+        (whole / 2, truth("xy"), False),
+        (whole / 2, replace(truth("xy"), exclusive=True), True),
+        (whole / 2, replace(truth("xy", ("a", "c")), exclusive=True), False),
+    ):
+        assert join(scores("xy", values=values), known).exclusive is expected
+        assert join(scores("xy", values=values), known, not expected).exclusive is not expected
+
+
+def test_an_exclusive_network_keeps_all_its_classes():
     values = np.array([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]])
     rows = np.array([[1, 0, 0], [0, 1, 0], [-1, -1, -1], [0, 0, 1]], np.int8)
     other = replace(truth("wxyz", ("a", "c", "d"), rows), exclusive=True)
-    for known in ({"exclusive": True}, {}):  # a folder of scores; a table whose rows add up to 1
-        found = join(scores("wxyz", ("a", "b", "c"), values, **known), other)
-        assert (found.exclusive, found.labels) == (True, ("a", "b", "c"))
-        assert found.targets.tolist() == [[1, 0, 0], [0, 0, 1], [-1, -1, -1], [0, 0, 0]]
-        assert (found.labels_without_truth, found.labels_without_scores) == ((), ("d",))
-    for predictions, labels, told in (
-        (scores("wxyz", ("a", "b", "c"), values / 2), other, None),  # they do not add up
-        (scores("wxyz", ("a", "b", "c"), values), truth("wxyz", ("a", "c", "d"), rows), None),
-        (scores("wxyz", ("a", "b", "c"), values, exclusive=True), other, False),
-    ):
-        found = join(predictions, labels, told)
-        assert (found.exclusive, found.labels) == (False, ("a", "c"))
-    assert join(scores("wxyz", ("a", "b", "c"), values / 2), other, True).labels == ("a", "b", "c")
+    found = join(scores("wxyz", ("a", "b", "c"), values, exclusive=True), other)
+    assert (found.exclusive, found.labels) == (True, ("a", "b", "c"))
+    assert found.targets.tolist() == [[1, 0, 0], [0, 0, 1], [-1, -1, -1], [0, -1, 0]]
+    assert found.outside == (None, None, None, "d")
+    assert (found.labels_without_truth, found.labels_without_scores) == ((), ("d",))
+    found = join(scores("wxyz", ("a", "b", "c"), values, exclusive=False), other)
+    assert (found.exclusive, found.labels) == (False, ("a", "c"))
+    assert found.targets.tolist() == [[1, 0], [0, 1], [-1, -1], [0, 0]]
+    assert found.labels_without_truth == ("b",)
+
+
+def test_labels_that_exclude_each_other_are_not_two_of_an_image():
+    both = replace(truth("xy", labels=np.array([[1, 0], [1, 1]], np.int8)), exclusive=True)
+    with pytest.raises(UserError, match="image 'y' has several labels, but the labels exclude"):
+        join(scores("xy"), both)
+    assert join(scores("xy"), both, False).targets.tolist() == [[1, 0], [1, 1]]
 
 
 def test_one_probability_beside_named_classes_keeps_the_negatives(tmp_path):
@@ -289,5 +303,6 @@ def test_one_probability_beside_named_classes_keeps_the_negatives(tmp_path):
 
 def test_a_single_named_class_excludes_the_scores_others(tmp_path):
     table = write(tmp_path / "labels.csv", "key,label\nx,a\ny,a\n")
-    found = join(scores("xy"), read_label_table(table))
+    values = np.array([[0.2, 0.8], [0.7, 0.3]])
+    found = join(scores("xy", values=values), read_label_table(table))
     assert (found.exclusive, found.targets.tolist()) == (True, [[1, 0], [1, 0]])

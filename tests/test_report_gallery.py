@@ -37,7 +37,7 @@ def dataset(tmp_path):
 
 def join_arrays(truth, probabilities):
     keys = tuple(f"image-{i}" for i in range(len(truth)))
-    return Joined(keys, LABELS, True, truth, probabilities, None, {}, True)
+    return Joined(keys, LABELS, True, truth, probabilities, None, {}, True, (None,) * len(keys))
 
 
 def decode(webp):

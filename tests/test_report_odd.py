@@ -48,7 +48,9 @@ def test_odd_labels_and_few_images_stay_in_their_place(
     scores = np.random.default_rng(0).random(truth.shape)
     keys = tuple(f"{labels[i % len(labels)]} {i}" for i in range(images))
     meta = {"view": keys}
-    evaluate_run(run, Joined(keys, labels, exclusive, truth, scores, None, meta, True))
+    evaluate_run(
+        run, Joined(keys, labels, exclusive, truth, scores, None, meta, True, (None,) * len(keys))
+    )
     image = image_webp(np.zeros((16, 16), np.uint8))
     layer = to_layer("gradcam", labels[0], np.ones((16, 16), np.float32))
     tiles = [

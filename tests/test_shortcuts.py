@@ -246,6 +246,12 @@ def test_a_class_that_the_data_set_lacks_leaves_the_calls_exclusive(hospital):
     assert omitted == ["labels that hospital lacks: Pneumonia"]
     found = truth.performance(np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]]), np.arange(2), 0)
     assert found.accuracy.value == 0.5
+    other = command._truth(samples, manifest, ("Normal", "Pneumonia"), True, omitted)
+    assert other.targets.tolist() == [[1, 0], [0, -1]]
+    assert omitted[-1] == "accuracy: 1 of 2 images have a class that the network lacks (COVID-19)"
+    # Nor of the part that has one: that would be of the positives alone.
+    assert other.performance(np.array([[0.4, 0.3]]), np.arange(1), 0).accuracy is None
+    assert other.largest_share(np.arange(1)) is None
     alone = command._truth(samples, manifest, names, False, omitted)
     assert (alone.exclusive, alone.targets.tolist()) == (False, [[1, -1, 0], [0, -1, 1]])
 

@@ -219,7 +219,7 @@ def _item(
         "probability": float(found[shown]),
         "predicted": predicted,
         "truth": None if subject.truth is None else list(subject.truth),
-        "wrong": subject.wrong(predicted),
+        "wrong": subject.wrong(Vocabulary(spec.labels, spec.exclusive), predicted),
     }
 
 

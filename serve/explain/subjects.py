@@ -20,8 +20,9 @@ from serve.score_folder import ScoreFolder
 from serve.score_inputs import find_archives
 from serve.truth import read_label_table
 from serve.units import archive_chunks
+from serve.vocabularies import truth_of
 from shards.console import UserError, warn
-from shards.labels import NO, YES
+from shards.labels import NO, YES, Vocabulary
 from shards.manifest import Manifest, check_shards, load_manifest, shard_path
 from shards.reader import read_component, read_index
 from shards.sample import LABELS_EXTENSION, META_EXTENSION, Box, SampleMeta, make_key
@@ -31,24 +32,31 @@ MAX_FILE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Subject:
-    """name: for people (a path, or the key); data: the image's bytes; truth: the labels that hold,
-    None where nobody knows; unknown: labels nobody looked for; boxes: in pixels of the (width,
-    height) original."""
+    """name: for people (a path, or the key); data: the image's bytes; vocabulary, labels: of its
+    data set, (L,) int8, None of a file; boxes: in pixels of the (width, height) original."""
 
     key: str
     name: str
     data: bytes
-    truth: tuple[str, ...] | None = None
-    unknown: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
+    labels: np.ndarray | None = None
     boxes: tuple[Box, ...] = ()
     width: int = 0
     height: int = 0
 
-    def wrong(self, label: str) -> bool | None:
-        """Whether calling it so is wrong; None where that is not known."""
-        if self.truth is None or label in self.unknown:
+    @property
+    def truth(self) -> tuple[str, ...] | None:
+        """The labels that hold; None where nobody knows."""
+        if self.vocabulary is None or self.labels is None:
             return None
-        return label not in self.truth
+        return self.vocabulary.decode(self.labels)
+
+    def wrong(self, network: Vocabulary, label: str) -> bool | None:
+        """Whether it is wrong that the network calls it so; None where that is not known."""
+        if self.vocabulary is None or self.labels is None:
+            return None
+        truth = truth_of(network, self.vocabulary, self.labels[None])[0, network.index(label)]
+        return {YES: False, NO: True}.get(int(truth))
 
 
 @dataclass(frozen=True)
@@ -168,8 +176,8 @@ def _samples(
                     key=key,
                     name=key,
                     data=next(iter(parts.values())),
-                    truth=manifest.vocabulary.decode(labels),
-                    unknown=tuple(n for n, v in zip(manifest.labels, labels) if v not in (YES, NO)),
+                    vocabulary=manifest.vocabulary,
+                    labels=labels,
                     boxes=meta.boxes,
                     width=meta.width,
                     height=meta.height,
@@ -204,24 +212,21 @@ def choose_keys(
     """The keys of a split that --where asks for, at most `limit`, in the order of the scores (or of
     the shards, without scores). UserError when a label is unknown or nothing is left."""
     truth = read_label_table(folder, split)
-    if scores is None:
-        if where.predicted is not None or where.error:
-            raise UserError(
-                "--where predicted=... and error need --scores (of python -m serve score)"
-            )
-        keys, names, targets = truth.keys, truth.names, truth.labels
-        chosen = np.ones(len(keys), bool)
-    else:
+    keys, chosen = truth.keys, np.ones(len(truth.keys), bool)
+    if scores is not None:
         joined = join(read_predictions(scores), truth)
-        keys, names, targets = joined.keys, joined.labels, joined.targets
-        called = calls(joined.probabilities, joined.exclusive)
+        keys, called = joined.keys, calls(joined.probabilities, joined.exclusive)
         chosen = ~np.isnan(joined.probabilities).any(axis=1)
         if where.predicted is not None:
-            chosen &= called[:, _index(names, where.predicted, "predicted")]
+            chosen &= called[:, _index(joined.labels, where.predicted, "predicted")]
         if where.error:
-            chosen &= _wrong(called, targets, joined.exclusive)
+            chosen &= _wrong(called, joined.targets, joined.exclusive)
+    elif where.predicted is not None or where.error:
+        raise UserError("--where predicted=... and error need --scores (of python -m serve score)")
     if where.true is not None:
-        chosen &= targets[:, _index(names, where.true, "true")] == YES
+        has_it = truth.labels[:, _index(truth.names, where.true, "true")] == YES
+        true = {key for key, has in zip(truth.keys, has_it) if has}
+        chosen &= np.array([key in true for key in keys], bool)
     found = [key for key, take in zip(keys, chosen) if take][:limit]
     if not found:
         raise UserError(f"no image of split {split!r} is what --where asks for: {where}")

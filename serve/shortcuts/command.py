@@ -32,8 +32,9 @@ from serve.shortcuts.pictures import shortcut_figures
 from serve.shortcuts.results import Shortcuts, Truth, in_words
 from serve.shortcuts.samples import Listed, list_samples, pick
 from serve.shortcuts.sources import SourceResult
+from serve.vocabularies import classes_outside, refuse_several, truth_of, why_no_class
 from shards.console import UserError, first_few
-from shards.labels import NO, UNKNOWN, YES
+from shards.labels import UNKNOWN, Vocabulary
 from shards.manifest import Manifest, load_manifest
 from shards.rectangles import Rectangle, read_rectangles
 from shards.splits import SplitName
@@ -160,8 +161,7 @@ def _truth(
     exclusive: bool,
     omitted: list[str],
 ) -> Truth:
-    """The samples' labels in the model's order. Of those that the shards lack nothing is known, or,
-    where labels exclude each other, that an image of another one has not got them: as evaluate."""
+    """The samples' labels in the model's order, as evaluate takes them."""
     common = [label for label in labels if label in manifest.labels]
     if not common:
         raise UserError(
@@ -171,14 +171,17 @@ def _truth(
     if len(common) < len(labels):
         missing = [label for label in labels if label not in common]
         omitted.append(f"labels that {manifest.dataset} lacks: {first_few(missing)}")
-    targets = np.full((len(samples), len(labels)), UNKNOWN, np.int8)
+    network, given = Vocabulary(labels, exclusive and len(labels) > 1), manifest.vocabulary
     stored = np.stack([one.labels for one in samples])
-    for label in common:
-        targets[:, labels.index(label)] = stored[:, manifest.labels.index(label)]
-    if exclusive := exclusive and manifest.exclusive:
-        known = (targets == YES).any(axis=1, keepdims=True)
-        targets = np.where(known & (targets == UNKNOWN), np.int8(NO), targets)
-    return Truth(tuple(samples), labels, exclusive, targets)
+    refuse_several(given, stored, [one.key for one in samples])
+    targets = truth_of(network, given, stored)
+    outside = classes_outside(network, given, stored)
+    known = (targets != UNKNOWN).any(axis=1)
+    no_class = why_no_class(targets[known], [one for one, has in zip(outside, known) if has])
+    if network.exclusive and no_class:
+        omitted.append(f"accuracy: {no_class}")
+    one_class = network.exclusive and no_class is None
+    return Truth(tuple(samples), labels, network.exclusive, targets, one_class)
 
 
 def _plan(

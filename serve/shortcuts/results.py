@@ -32,7 +32,7 @@ class ClassArea:
 @dataclass(frozen=True)
 class Performance:
     """How well a set of images is classified. mean_auroc: with the bootstrap's interval, by patient
-    where patients are known. accuracy: only where the labels exclude each other."""
+    where patients are known. accuracy: only where each image has one of the model's classes."""
 
     images: int
     accuracy: Estimate | None
@@ -118,12 +118,14 @@ class Shortcuts:
 
 @dataclass(frozen=True)
 class Truth:
-    """The scored samples, and their labels (N, L) int8 in the model's order."""
+    """The scored samples, and their labels (N, L) int8 in the model's order; one_class: each sample
+    with a known label has exactly one class of a model whose classes exclude each other."""
 
     samples: tuple[Listed, ...]
     labels: tuple[str, ...]
     exclusive: bool
     targets: np.ndarray
+    one_class: bool
 
     def performance(self, probabilities: np.ndarray, rows: np.ndarray, seed: int) -> Performance:
         """Of the images `rows`; probabilities: (len(rows), L)."""
@@ -133,7 +135,7 @@ class Truth:
             positive, scores, _ = found.known(i)
             kinds = int(positive.sum()), int((~positive).sum())
             classes.append(ClassArea(label, *kinds, auroc(scores, positive)))
-        right = wilson(int(found.correct.sum()), len(found.keys)) if found.exclusive else None
+        right = wilson(int(found.correct.sum()), len(found.keys)) if self.one_class else None
         mean = bootstrap(found, REPLICATES, seed).mean["auroc"]
         return Performance(len(found.keys), right, mean, tuple(classes))
 
@@ -148,11 +150,12 @@ class Truth:
             patients=tuple(one.meta.patient for one in samples),
             meta={},
             synthetic=False,
+            outside=(None,) * len(samples),
         )
 
     def largest_share(self, rows: np.ndarray) -> float | None:
-        """Of the most frequent class among the images; None where labels are on their own."""
-        if not self.exclusive:
+        """Of the most frequent class among the images; None where there is no accuracy."""
+        if not self.one_class:
             return None
         counts = (self.targets[rows] == YES).sum(axis=0)
         return float(counts.max() / max(1, counts.sum()))
