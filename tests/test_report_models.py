@@ -2,6 +2,7 @@
 what does not say of which is shown with a line that says so."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from report_runs import (
@@ -107,6 +108,32 @@ def test_what_does_not_say_its_model_is_shown_and_said(run):
     text = text_of(run)
     assert NUMBERS in text
     assert f"No model.json in this run: {run}/evaluation/metrics.json may be of another" in text
+
+
+@pytest.mark.parametrize("name", ["evaluation/metrics", *(f"{one}/{one}" for one in PARTS)])
+def test_what_has_other_labels_than_the_network_is_refused(run, name):
+    """It does not say its weights, as other people's predictions."""
+    everything(run, None)
+    write_weights(run, OWN)
+    path = run / f"{name}.json"
+    content = json.loads(path.read_text())
+    write_json(path, content | {"labels": ["Mass", "Normal"], "exclusive": False})
+    message = rf"{name}\.json has the labels Mass, Normal; this run's network has Normal, Viral"
+    with pytest.raises(UserError, match=message):
+        text_of(run)
+
+
+@pytest.mark.parametrize(("exclusive", "fits"), [(False, True), (True, False)])
+def test_fewer_labels_are_of_the_network_where_each_is_on_its_own(run, exclusive, fits):
+    whole = scored(30, exclusive)
+    part = {"targets": whole.targets[:, :2], "probabilities": whole.probabilities[:, :2]}
+    evaluate_run(run, replace(whole, labels=whole.labels[:2], **part))
+    write_weights(run, OWN)
+    if fits:
+        assert "metrics.json does not say which model it is of" in text_of(run)
+    else:
+        with pytest.raises(UserError, match="it is of another model"):
+            text_of(run)
 
 
 def test_another_precision_is_said(run):

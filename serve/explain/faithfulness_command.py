@@ -255,6 +255,7 @@ def _summary(
         "run": config.run.resolve().name,
         "stage": ready.spec.stage,
         "weights_sha256": ready.spec.weights_sha256,
+        "labels": list(ready.spec.labels),
         "dataset": config.shards.resolve().name,
         "split": config.split,
         "synthetic": ready.spec.synthetic,

@@ -109,6 +109,7 @@ def features(config: FeaturesConfig) -> Path:
         "run": config.run.resolve().name,
         "stage": spec.stage,
         "weights_sha256": spec.weights_sha256,
+        "labels": list(spec.labels),
         "dataset": manifest.dataset,
         "split": config.split,
         "synthetic": spec.synthetic,
