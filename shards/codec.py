@@ -17,12 +17,17 @@ import kornia_rs.io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards.bad_image import BadImage as BadImage
+from shards.declared import declared_depth
+from shards.depth import Values
+from shards.netpbm import decode_deep_netpbm
 from shards.png import MAX_SIDE, decode_plain_png, png_chunks
 
 Encoding = Literal["htj2k", "jpeg", "png", "keep"]
 EXTENSIONS = {"htj2k": "jph", "jpeg": "jpg", "png": "png"}
 MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 95
+_STORED_DEPTH = 16  # of images that `keep` put into shards before it refused those of 16 bits
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _HTJ2K_BRAND = b"jph "
@@ -33,10 +38,6 @@ _READABLE = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
 
 Image.init()  # `formats=` knows only the formats that are loaded
 Image.MAX_IMAGE_PIXELS = None  # `read_header` holds the limit, with our own message
-
-
-class BadImage(Exception):
-    """These bytes are no image that may enter a shard; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
 
 
 def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Any readable image -> (H, W) uint8 grey (ITU-R 601 luma), alpha dropped, EXIF turn applied.
+    """An image of ours -> (H, W) uint8 grey (ITU-R 601 luma), alpha dropped, EXIF turn applied.
 
-    16-bit images keep their high byte. BadImage when the bytes do not decode as a whole.
+    BadImage when the bytes do not decode as a whole.
     """
     if is_htj2k(data):
         return _decode_htj2k(data, max_pixels)
@@ -79,29 +80,49 @@ def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return decode_doubtful(data, max_pixels)
 
 
-def decode_source(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A stranger's image or DICOM file -> (H, W) uint8 grey. BadImage. Only in a worker."""
+def decode_source(data: bytes, max_pixels: int = MAX_PIXELS, depth: int | None = 16) -> np.ndarray:
+    """A stranger's image or DICOM file -> (H, W) uint8 grey. depth: see `shards.depth`. BadImage.
+    Only in a worker."""
+    return decode_values(data, max_pixels).grey(depth)
+
+
+def decode_values(data: bytes, max_pixels: int = MAX_PIXELS) -> Values:
+    """The same, before values of more than 8 bits become grey levels. A DICOM file has rules of its
+    own for that."""
     if is_dicom(data):
         from shards.dicom import decode_dicom  # 0.2 s, for those who have such files
 
-        return decode_dicom(data, max_pixels)
-    return decode_doubtful(data, max_pixels)
+        return Values(decode_dicom(data, max_pixels))
+    return _decode_doubtful(data, max_pixels)
 
 
 def decode_doubtful(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """As `decode_grey`, for bytes that may be damaged: HTJ2K by OpenJPEG, at half the rate, because
     OpenJPH dies of some damaged streams, and leaves pixels unset in others without a word."""
+    return _decode_doubtful(data, max_pixels).grey(_STORED_DEPTH)
+
+
+def _decode_doubtful(data: bytes, max_pixels: int) -> Values:
     plain = decode_plain_png(data, max_pixels)
     if plain is not None:
-        return plain
+        return Values(plain)
     header = read_header(data, max_pixels)
     try:
-        return _decode_png(data, header) if header.format == "PNG" else _decode_pillow(data)
+        return _decode(data, header)
+    except BadImage:
+        raise
     except Exception as error:  # kornia-rs raises Exception itself
         raise BadImage(f"does not decode: {error}") from error
 
 
-def _decode_png(data: bytes, header: ImageHeader) -> np.ndarray:
+def _decode(data: bytes, header: ImageHeader) -> Values:
+    if header.format == "PNG":
+        return _decode_png(data, header)
+    deep = decode_deep_netpbm(data) if header.format == "PPM" else None
+    return deep or _decode_pillow(data)
+
+
+def _decode_png(data: bytes, header: ImageHeader) -> Values:
     # kornia-rs reads 302 PNG 1024 per second and core, Pillow 117, OpenCV 134. The bit depth stands
     # in IHDR: 1, 2 and 4 bit greys go Pillow's way; and so do an EXIF turn and an animation, which
     # kornia-rs passes over.
@@ -109,7 +130,7 @@ def _decode_png(data: bytes, header: ImageHeader) -> np.ndarray:
     if header.mode in _KORNIA_MODES and data[24] == 8 and not special:
         size = (header.height, header.width)
         image = np.asarray(kornia_rs.io.decode_image_png_u8(data, size, _KORNIA_MODES[header.mode]))
-        return image.reshape(size) if header.mode == "L" else _grey(image)
+        return Values(image.reshape(size) if header.mode == "L" else _grey(image))
     _check_png(data)
     return _decode_pillow(data)
 
@@ -136,7 +157,7 @@ def _check_png(data: bytes) -> None:
     raise ValueError("the file is cut short")
 
 
-def _decode_pillow(data: bytes) -> np.ndarray:
+def _decode_pillow(data: bytes) -> Values:
     with Image.open(io.BytesIO(data), formats=_READABLE) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise ValueError("an animation or a stack of several images")
@@ -145,16 +166,17 @@ def _decode_pillow(data: bytes) -> np.ndarray:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
-            return _high_byte(image)
+            values = _unsigned(image)
+            return Values(values, declared_depth(image, data, values))
         grey = image if image.mode == "L" else image.convert("RGB").convert("L")
-        return np.array(grey)
+        return Values(np.array(grey))
 
 
-def _high_byte(image: Image.Image) -> np.ndarray:
+def _unsigned(image: Image.Image) -> np.ndarray:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"pixel values of mode {image.mode} do not fit into 16 bits")
-    return (values >> 8).astype(np.uint8)
+    return values.astype(np.uint16)
 
 
 def _is_plain_jpeg(data: bytes, max_pixels: int) -> bool:
