@@ -65,17 +65,31 @@ class Policy:
 @dataclass(frozen=True)
 class Choice:
     """found: the images given; kept: those that stay, in their order; excluded: those that go;
-    pairs: all duplicates and near duplicates among them."""
+    pairs: all duplicates and near duplicates among them; near_sought: near ones were looked for."""
 
     found: Sequence[Found]
     kept: Sequence[Kept]
     excluded: Sequence[Excluded]
     pairs: Sequence[Pair]
+    near_sought: bool = True
 
     @property
     def splits(self) -> dict[str, str]:
         """key -> split of what stays."""
         return {k.record.key: k.split for k in self.kept}
+
+    @property
+    def across(self) -> list[Pair]:
+        """The pairs that stay, one image in one split and one in another."""
+        splits = self.splits
+        stay = (p for p in self.pairs if p.first in splits and p.second in splits)
+        return [p for p in stay if splits[p.first] != splits[p.second]]
+
+    @property
+    def unknown_patients(self) -> int:
+        """Images that stay and whose patient is not known: nobody can tell whether such a patient
+        is in more than one split."""
+        return sum(k.record.patient is None for k in self.kept)
 
 
 def choose(
@@ -108,7 +122,7 @@ def choose(
         for f in found
         if f.record.key in inside
     ]
-    return Choice(found, kept, excluded, result.pairs)
+    return Choice(found, kept, excluded, result.pairs, policy.near_duplicate != "keep")
 
 
 def capped(records: Sequence[Record], split: SplitConfig, seed: int) -> list[Record]:
@@ -122,9 +136,8 @@ def notes(choice: Choice) -> tuple[str, ...]:
     """What a user of the data set should know, in words; the manifest keeps them."""
     records, splits = [k.record for k in choice.kept], choice.splits
     said = []
-    unknown = sum(record.patient is None for record in records)
-    if unknown:
-        said.append(f"the patient is unknown for {unknown} of {len(records)} images")
+    if choice.unknown_patients:
+        said.append(_unknown_patients(choice))
     stay = [p for p in choice.pairs if p.first in splits and p.second in splits]
     for kind, pairs in (
         ("duplicates", [p for p in stay if p.reason.startswith("duplicate")]),
@@ -138,6 +151,16 @@ def notes(choice: Choice) -> tuple[str, ...]:
     if shared:
         said.append(f"{len(shared)} patients have images in more than one split (given lists)")
     return tuple(said)
+
+
+def _unknown_patients(choice: Choice) -> str:
+    said = f"the patient is unknown for {choice.unknown_patients} of {len(choice.kept)} images"
+    if len(set(choice.splits.values())) < 2:
+        return said
+    near = "near duplicates were not looked for"
+    if choice.near_sought:
+        near = f"near duplicates are the only evidence: {len(_near(choice.across))} across splits"
+    return f"{said}: whether one is in two splits cannot be checked, {near}"
 
 
 def lasting(said: Sequence[str]) -> tuple[str, ...]:
@@ -158,10 +181,8 @@ def handed_on(dataset: str, said: Sequence[str]) -> list[str]:
 
 def leaks(choice: Choice) -> int:
     """Patients, and pairs of copies, with images in more than one split: both counted together."""
-    splits = choice.splits
-    stay = (p for p in choice.pairs if p.first in splits and p.second in splits)
-    across = sum(splits[p.first] != splits[p.second] for p in stay)
-    return across + len(shared_patients([k.record for k in choice.kept], splits))
+    shared = shared_patients([k.record for k in choice.kept], choice.splits)
+    return len(choice.across) + len(shared)
 
 
 def _near(pairs: Sequence[Pair]) -> list[Pair]:

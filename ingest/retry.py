@@ -269,7 +269,7 @@ def place(
         for f in fresh
         if f.record.key in splits
     ]
-    return Choice(found, [*there, *added], left_out, pairs)
+    return Choice(found, [*there, *added], left_out, pairs, on_near != "keep")
 
 
 def _found(kept: Sequence[Kept]) -> list[Found]:

@@ -22,7 +22,7 @@ from serve.curves import (
 from serve.intervals import Estimate, auroc, average_precision, wilson
 from serve.judged import CALL_FROM, Judged, judge
 from serve.predictions import Joined, ScoredBy
-from serve.subgroups import Subgroups, patients, subgroups
+from serve.subgroups import Subgroups, count_patients, subgroups
 from shards.console import UserError, first_few
 from shards.labels import UNKNOWN
 
@@ -133,7 +133,7 @@ def measure(
         evaluated=len(judged.keys),
         errors=judged.errors,
         unlabelled=judged.unlabelled,
-        patients=patients(judged),
+        patients=count_patients(judged.patients),
         call_from=None if judged.exclusive else CALL_FROM,
         accuracy=correct,
         confusion=None if matrix is None else matrix.tolist(),

@@ -4,7 +4,7 @@ A small group has wide intervals: read them before the values.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,15 +108,15 @@ def _group(part: Judged, value: str, replicates: int, seed: int) -> Group:
     return Group(
         value=value,
         images=len(part.keys),
-        patients=patients(part),
+        patients=count_patients(part.patients),
         accuracy=wilson(int(part.correct.sum()), len(part.keys)) if part.one_class else None,
         mean_auroc=bootstrap(part, replicates, seed).mean["auroc"],
         classes=tuple(classes),
     )
 
 
-def patients(judged: Judged) -> int | None:
-    """How many patients the images are of; None where it is not known of each image."""
-    if judged.patients is None or None in judged.patients:
+def count_patients(patients: Sequence[str | None] | None) -> int | None:
+    """How many patients images are of; None where it is not known of each image."""
+    if patients is None or None in patients:
         return None
-    return len(set(judged.patients))
+    return len(set(patients))

@@ -220,7 +220,7 @@ def test_other_data_sets_are_the_other_sources(tmp_path, hospital, border_model)
     assert [one.images for one in found.sources] == [30, 30]
     assert found.mean_auroc > 0.95
     assert found.confounded == {}
-    assert found.omitted == ("few: only 4 patients, 10 are needed",)
+    assert found.omitted == ("few: only 4 patients or images of unknown patients; 10 are needed",)
 
 
 def test_a_perfect_order_is_above_chance_only_from_enough_images():

@@ -1,11 +1,13 @@
 """serve.shortcuts.sources: the small model that tells an image's source."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from serve.shortcuts.results import in_words
 from serve.shortcuts.samples import Listed, pick
-from serve.shortcuts.sources import features, predict_sources
+from serve.shortcuts.sources import enough, features, predict_sources
 from shards.index import Component
 from shards.sample import SampleMeta
 
@@ -36,6 +38,20 @@ def test_no_patient_is_fitted_and_judged():
     samples = [listed("ab"[(i // 2) % 2], i) for i in range(120)]
     marks = rng.normal(size=(60, 30)).repeat(2, axis=0)
     assert abs(predict_sources(samples, marks, 0).mean_auroc - 0.5) < 0.2
+
+
+def test_unknown_patients_are_not_counted_as_patients():
+    samples = [listed("ab"[i % 2], i) for i in range(40)]
+    nobody = [replace(s, meta=replace(s.meta, patient=None)) for s in samples if s.key[0] == "b"]
+    mixed = [s for s in samples if s.key[0] == "a"] + nobody
+    assert enough(mixed) == (mixed, [])
+    table = np.random.default_rng(2).normal(size=(40, 6))
+    found = predict_sources(mixed, table, 0)
+    assert [(one.images, one.patients) for one in found.sources] == [(20, 20), (20, None)]
+    assert found.unknown_patients == 20
+    assert "The patient of 20 of 40 images is unknown" in in_words(None, None, None, found)[0]
+    known = predict_sources(samples, table, 0)
+    assert "unknown" not in in_words(None, None, None, known)[0]
 
 
 def test_the_chosen_images_do_not_depend_on_their_order():

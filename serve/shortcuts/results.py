@@ -252,6 +252,11 @@ def _of_source(found: SourceResult) -> str:
         f"A logistic regression on {found.features} simple numbers of the image tells the "
         f"{len(found.sources)} sources apart with a mean AUROC of {found.mean_auroc:.3f}."
     )
+    if found.unknown_patients:
+        told += (
+            f" The patient of {found.unknown_patients} of {found.images} images is unknown: images "
+            "of one may be on both sides of the cross-validation, which may raise the AUROC."
+        )
     if not found.confounded:
         return f"{told} Every label occurs in at least two sources."
     several = [f"{label} ({source})" for label, source in found.confounded.items()]

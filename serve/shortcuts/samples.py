@@ -28,8 +28,9 @@ class Listed:
     image: Component
 
     @property
-    def patient(self) -> str:
-        """The patient, or the sample itself where that is not known."""
+    def group(self) -> str:
+        """What stays together in a cross-validation: the patient's images, or the sample alone
+        where the patient is not known."""
         return f"image {self.key}" if self.meta.patient is None else f"patient {self.meta.patient}"
 
 

@@ -14,21 +14,22 @@ import numpy as np
 
 from serve.intervals import Estimate, auroc, wilson
 from serve.shortcuts.samples import Listed
+from serve.subgroups import count_patients
 
 SIDE = 32  # pixels of the image that the model gets
 FOLDS = 5
-MIN_PATIENTS = 10  # of a source, or it is left out: two in each fold
+MIN_PATIENTS = 10  # of a source, or it is left out: two in each fold; an unknown one is one image
 _REGULARISATION = 0.01  # scikit-learn's C: 1,042 features from some hundred images
 
 
 @dataclass(frozen=True)
 class SourceScore:
-    """One source against the others; auroc: of images that the model was not fitted on. labels:
-    how many of the source's images have each label."""
+    """One source against the others; patients: None where not known of each image; auroc: of images
+    that the model was not fitted on. labels: how many of the source's images have each label."""
 
     source: str
     images: int
-    patients: int
+    patients: int | None
     auroc: Estimate
     labels: dict[str, int]
 
@@ -36,9 +37,11 @@ class SourceScore:
 @dataclass(frozen=True)
 class SourceResult:
     """accuracy: of the most probable source; largest_share: what naming the largest one always
-    would get. confounded: label -> the only source that has it."""
+    would get. confounded: label -> the only source that has it. unknown_patients: images whose
+    patient is not known, so that another image of the patient may be on the other side."""
 
     images: int
+    unknown_patients: int
     features: int
     folds: int
     accuracy: Estimate
@@ -71,12 +74,16 @@ def features(image: np.ndarray) -> np.ndarray:
 
 def enough(samples: Sequence[Listed]) -> tuple[list[Listed], list[str]]:
     """The samples of sources with enough patients, and what is to be said of the others."""
-    patients = {
-        source: len({one.patient for one in samples if one.meta.source == source})
+    groups = {
+        source: len({one.group for one in samples if one.meta.source == source})
         for source in {one.meta.source for one in samples}
     }
-    few = sorted(source for source, count in patients.items() if count < MIN_PATIENTS)
-    said = [f"{name}: only {patients[name]} patients, {MIN_PATIENTS} are needed" for name in few]
+    few = sorted(source for source, count in groups.items() if count < MIN_PATIENTS)
+    said = [
+        f"{name}: only {groups[name]} patients or images of unknown patients; {MIN_PATIENTS} are "
+        "needed"
+        for name in few
+    ]
     return [one for one in samples if one.meta.source not in few], said
 
 
@@ -86,20 +93,21 @@ def predict_sources(
     """samples: of at least two sources, each with MIN_PATIENTS; table: their features (N, F)."""
     names = sorted({one.meta.source for one in samples})
     truth = np.array([names.index(one.meta.source) for one in samples])
-    patients = np.unique([one.patient for one in samples], return_inverse=True)[1]
-    predicted = _cross_validated(table, truth, patients, seed)
+    groups = np.unique([one.group for one in samples], return_inverse=True)[1]
+    predicted = _cross_validated(table, truth, groups, seed)
     scores = []
     for i, name in enumerate(names):
         area = auroc(predicted[:, i], truth == i)
         assert area is not None
         own = [one for one in samples if one.meta.source == name]
         labels = Counter(label for one in own for label in one.present)
-        count = len({one.patient for one in own})
-        scores.append(SourceScore(name, len(own), count, area, dict(sorted(labels.items()))))
+        patients = count_patients([one.meta.patient for one in own])
+        scores.append(SourceScore(name, len(own), patients, area, dict(sorted(labels.items()))))
     accuracy = wilson(int((predicted.argmax(1) == truth).sum()), len(truth))
     assert accuracy is not None
     return SourceResult(
         images=len(samples),
+        unknown_patients=sum(one.meta.patient is None for one in samples),
         features=table.shape[1],
         folds=FOLDS,
         accuracy=accuracy,
@@ -112,9 +120,9 @@ def predict_sources(
 
 
 def _cross_validated(
-    table: np.ndarray, truth: np.ndarray, patients: np.ndarray, seed: int
+    table: np.ndarray, truth: np.ndarray, groups: np.ndarray, seed: int
 ) -> np.ndarray:
-    """(N, classes) probabilities, each image's by a model that saw no image of its patient."""
+    """(N, classes) probabilities, each image's by a model that saw no image of its group."""
     # Here, since it takes a second, and evaluation does without.
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
@@ -123,7 +131,7 @@ def _cross_validated(
 
     predicted = np.zeros((len(truth), int(truth.max()) + 1))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for fit, judge in folds.split(table, truth, patients):
+    for fit, judge in folds.split(table, truth, groups):
         model = make_pipeline(
             StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=1000)
         )
