@@ -97,6 +97,7 @@ def _faithfulness(content: dict[str, Any]) -> dict[str, Any]:
                 "insertion": _short(row["insertion_curve"]),
             }
             for row in content["methods"]
+            if row["deletion_curve"] is not None
         ],
     }
 

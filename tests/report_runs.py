@@ -188,6 +188,7 @@ def write_features(run: Path) -> None:
 def write_faithfulness(run: Path) -> None:
     row = {
         "method": f"lrp {EVIL}",
+        "maps": 2,
         "pointing": {"hits": 1, "n": 2, "value": 0.5, "low": 0.1, "high": 0.9},
         "iou": None,
         "deletion": 0.25,

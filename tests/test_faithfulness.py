@@ -24,6 +24,7 @@ from serve.explain.faithfulness import (
     points_into,
     stepwise,
     top_iou,
+    unusable,
 )
 from serve.explain.faithfulness_command import (
     FaithfulnessConfig,
@@ -31,7 +32,9 @@ from serve.explain.faithfulness_command import (
     _randomised,
     faithfulness,
 )
+from serve.explain.methods import Explained
 from serve.explain.subjects import Subject
+from serve.report_charts import chart_data
 from shards.console import UserError
 from shards.labels import CHESTXRAY14
 from shards.sample import Box
@@ -61,9 +64,10 @@ def test_pointing_and_overlap_match_loops(seed):
 
 def test_a_map_of_nothing_points_nowhere():
     mask = np.ones((8, 8), bool)
-    assert not points_into(np.zeros((8, 8)), mask)
-    assert top_iou(np.zeros((8, 8)), mask) == 0
     assert top_iou(mask.astype(float), mask) == 1
+    assert unusable(np.zeros((8, 8))) == unusable(np.ones((8, 8))) == "empty"
+    assert unusable(-np.eye(8)) == "one-signed"
+    assert unusable(np.eye(8)) is unusable(np.eye(8) - 0.5) is None
 
 
 def test_fresh_weights_draw_on_no_gpu_where_the_network_is_not(monkeypatch, recwarn):
@@ -107,7 +111,7 @@ def test_area_and_likeness():
         spearmanr(np.abs(one).ravel(), np.abs(other).ravel()).statistic
     )
     assert likeness(one, -one) == pytest.approx(1)
-    assert likeness(one, np.ones((9, 9))) == 0
+    assert likeness(one, np.ones((9, 9))) is likeness(np.zeros((9, 9)), one) is None
 
 
 @pytest.fixture
@@ -137,6 +141,10 @@ def test_the_command_measures_every_method_and_chance(
     assert told["weights_sha256"]
     assert told["explanations"] >= 4
     for row in told["methods"]:
+        assert row["maps"] + row["empty"] + row["one_signed"] == told["explanations"]
+    used = [row for row in told["methods"] if row["maps"] == told["explanations"]]
+    assert {"lrp", "gradcam", "cam", "random"} <= {row["method"] for row in used}
+    for row in used:
         assert len(row["deletion_curve"]) == len(told["fractions"]) == STEPS + 1
         assert 0 <= row["deletion"] <= 1
         assert row["deletion_curve"][0] == pytest.approx(whole, abs=1e-5)
@@ -149,6 +157,44 @@ def test_the_command_measures_every_method_and_chance(
     assert set(sanity["lrp"]) == {"output_layer", "all_layers"}
     assert (tmp_path / "out" / "faithfulness.png").read_bytes().startswith(b"\x89PNG")
     assert "pointing" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("trained")
+def test_maps_of_nothing_are_counted_and_give_no_number(tiny_shards, tmp_path, monkeypatch, capsys):
+    """They would pass the check of random weights, where low is good, with a perfect 0."""
+
+    def explainer(method, model, size, *_):
+        slope = np.linspace(-1, 1, size * size, dtype=np.float32).reshape(1, size, size)
+        maps = {"gradcam": 0 * slope, "lrp": slope - 1, "cam": slope}
+        return lambda images, targets: Explained(maps[method])
+
+    monkeypatch.setattr("serve.explain.methods.Explainer", explainer)
+    paths = (Path("run"), tiny_shards / "chestxray14", tmp_path)
+    config = FaithfulnessConfig(*paths, "train", "gradcam,lrp,cam", limit=3, sanity=2)
+    told = json.loads(faithfulness(config).read_bytes())
+    cases = told["explanations"]
+    rows = {row["method"]: row for row in told["methods"]}
+    counts = {name: (row["maps"], row["empty"], row["one_signed"]) for name, row in rows.items()}
+    assert counts == {
+        "gradcam": (0, cases, 0),
+        "lrp": (0, 0, cases),
+        "cam": (cases, 0, 0),
+        "random": (cases, 0, 0),
+    }
+    names = ("pointing", "iou", "deletion", "insertion", "deletion_curve", "insertion_curve")
+    for name in ("gradcam", "lrp"):
+        assert [rows[name][one] for one in names] == [None] * len(names)
+        assert set(rows[name]["sanity"].values()) == {None}
+    assert rows["cam"]["sanity"] == pytest.approx({"output_layer": 1, "all_layers": 1})
+    printed = capsys.readouterr().out
+    assert f"left out: gradcam: {cases} of {cases} maps are empty: " in printed
+    assert "lrp: " in printed
+    assert "maps are one-signed (nothing speaks for the label): " in printed
+    assert "gradcam: 2 of 2 maps cannot be compared with those of another network, one" in printed
+    line = next(line for line in printed.splitlines() if line.startswith("gradcam "))
+    assert line.split()[1:] == ["0", *["-"] * 6]
+    data = chart_data([], None, None, told)["faithfulness"]
+    assert [one["method"] for one in data["methods"]] == ["cam", "random"]
 
 
 @pytest.mark.parametrize(("which", "kept"), [("output_layer", True), ("all_layers", False)])

@@ -243,7 +243,7 @@ def _write(out: Path, item: dict[str, Any], image: np.ndarray, heat: np.ndarray)
 
 
 def _tell(subject: Subject, item: dict[str, Any], heat: np.ndarray, out: Path) -> None:
-    nothing = "" if heat.any() else " (no place speaks for it)"
+    nothing = "" if heat.max() > 0 else " (no place speaks for it)"
     probability = f"{item['label']} {item['probability']:.4f}"
     print(f"{subject.name}: {probability}{nothing} -> {out / item['strip']}")
 

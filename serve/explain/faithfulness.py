@@ -6,6 +6,7 @@ et al., NeurIPS 2018).
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from shards.sample import Box
 
 CELLS = 14  # an image is deleted in 14 x 14 cells: 16 pixels each at 224
 STEPS = 20  # of a deletion or insertion curve
+Unusable = Literal["empty", "one-signed"]
 _BLUR = 1 / 16  # of the image's side: the deviation of the Gaussian that stands for "nothing there"
 
 
@@ -30,9 +32,17 @@ def box_mask(boxes: Sequence[Box], width: int, height: int, size: int) -> np.nda
     return mask
 
 
+def unusable(heat: np.ndarray) -> Unusable | None:
+    """Why a map points nowhere: `empty`, all values are the same; `one-signed`, some speak against
+    the label and none for it. None for any other map."""
+    if heat.min() == heat.max():
+        return "empty"
+    return "one-signed" if heat.max() <= 0 else None
+
+
 def points_into(heat: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether the map's largest value lies in the boxes; False for a map of nothing."""
-    return bool(heat.max() > 0 and mask[np.unravel_index(heat.argmax(), heat.shape)])
+    """Whether the largest value of a usable map lies in the boxes."""
+    return bool(mask[np.unravel_index(heat.argmax(), heat.shape)])
 
 
 def top_iou(heat: np.ndarray, mask: np.ndarray) -> float:
@@ -70,9 +80,9 @@ def area_under(curve: np.ndarray) -> float:
     return float((curve[1:] + curve[:-1]).mean() / 2)
 
 
-def likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps' absolute values; 0 where one of them is flat."""
+def likeness(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Spearman's rank correlation of two maps' absolute values; None where one of them is empty."""
     first, second = (midranks(np.abs(heat).ravel()) for heat in (one, other))
     if first.std() == 0 or second.std() == 0:
-        return 0.0
+        return None
     return float(np.corrcoef(first, second)[0, 1])

@@ -4,6 +4,7 @@ Run: python -m serve faithfulness --run RUN --shards DIR --out DIR
 
 Images with boxes of the network's labels come first (each box's label is explained), then others
 (their most probable label). Not there: boxes in a data set without any; both omissions are stated.
+A map that is empty, or in which nothing speaks for the label, is in no number: it is counted.
 """
 
 import copy
@@ -19,6 +20,7 @@ from serve.again import options_given
 from serve.explain.command import Explaining, decoded_batches, load, probabilities_of
 from serve.explain.faithfulness import (
     STEPS,
+    Unusable,
     area_under,
     box_mask,
     cell_order,
@@ -26,11 +28,12 @@ from serve.explain.faithfulness import (
     points_into,
     stepwise,
     top_iou,
+    unusable,
 )
+from serve.explain.faithfulness_picture import picture, table
 from serve.explain.subjects import Subject, boxed_keys, choose_keys, from_shards, parse_where
-from serve.figures import COLOURS, STYLES, new_figure, to_png
 from serve.intervals import wilson
-from shards.console import RunFailed, UserError, progress
+from shards.console import RunFailed, UserError, first_few, progress
 from shards.splits import SplitName
 from shards.writer import write_atomic
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT_VERSION = 1
+_OTHER = {"output_layer": "output layer", "all_layers": "network"}
 RANDOM = "random"  # noise in the place of a map: what chance gives
 
 
@@ -68,8 +72,12 @@ class FaithfulnessConfig:
 
 @dataclass
 class _Measured:
-    """What one method has gathered, one entry per image."""
+    """What one method has gathered, one entry per usable map; unusable: the keys of the images of
+    the others, by kind."""
 
+    unusable: dict[Unusable, list[str]] = field(
+        default_factory=lambda: {"empty": [], "one-signed": []}
+    )
     hits: list[bool] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
     deletion: list[np.ndarray] = field(default_factory=list)
@@ -80,6 +88,7 @@ class _Measured:
 class _Case:
     """An image (S, S) uint8, the class to explain, and the boxes' mask, None without boxes."""
 
+    key: str
     image: np.ndarray
     target: int
     mask: np.ndarray | None
@@ -109,9 +118,10 @@ def faithfulness(config: FaithfulnessConfig) -> Path:
         raise RunFailed(f"{len(failed)} samples of the shards do not decode; ingest again")
     measured = _measure(config, ready, cases)
     sanity = _sanity(config, ready, cases[: config.sanity])
+    omitted += _unusable_maps(measured, sanity, len(cases))
     content = _summary(config, ready, cases, measured, sanity) | {"omitted": omitted}
     config.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(config.out / "faithfulness.png", _picture(content))
+    write_atomic(config.out / "faithfulness.png", picture(content))
     path = config.out / "faithfulness.json"
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
     print(table(content))
@@ -154,9 +164,10 @@ def _cases(ready: Explaining, batch: Sequence[Subject], images: np.ndarray) -> l
             boxes = [box for box in subject.boxes if box.label == label]
             mask = box_mask(boxes, subject.width, subject.height, size)
             # A box smaller than a pixel of the network's input has nothing to be pointed at.
-            cases.append(_Case(image, labels.index(label), mask if mask.any() else None))
+            some = mask if mask.any() else None
+            cases.append(_Case(subject.key, image, labels.index(label), some))
         if not with_boxes:
-            cases.append(_Case(image, int(called), None))
+            cases.append(_Case(subject.key, image, int(called), None))
     return cases
 
 
@@ -172,6 +183,10 @@ def _measure(
                     heat = rng.random(case.image.shape, np.float32)
                 else:
                     heat = ready.explainers[name](case.image[None], [case.target]).maps[0]
+                why = unusable(heat)
+                if why is not None:
+                    one.unusable[why].append(case.key)
+                    continue
                 if case.mask is not None:
                     one.hits.append(points_into(heat, case.mask))
                     one.overlaps.append(top_iou(heat, case.mask))
@@ -192,11 +207,12 @@ def _curve(ready: Explaining, case: _Case, order: np.ndarray, *, insert: bool) -
 
 def _sanity(
     config: FaithfulnessConfig, ready: Explaining, cases: list[_Case]
-) -> dict[str, dict[str, float]]:
-    """method -> mean likeness of its maps to those of the network with other weights."""
+) -> dict[str, dict[str, list[float | None]]]:
+    """method -> which weights are other ones -> likeness of each image's map to the map of that
+    network; None where the map is unusable, or the other one empty."""
     from serve.explain.methods import Explainer
 
-    found: dict[str, dict[str, float]] = {name: {} for name in ready.explainers}
+    found: dict[str, dict[str, list[float | None]]] = {name: {} for name in ready.explainers}
     if not cases:
         return found
     for which, model in _randomised(ready.model, config.seed):
@@ -205,9 +221,28 @@ def _sanity(
             values = []
             for case in cases:
                 maps = [one(case.image[None], [case.target]).maps[0] for one in (explainer, other)]
-                values.append(likeness(*maps))
-            found[name][which] = float(np.mean(values))
+                values.append(None if unusable(maps[0]) else likeness(*maps))
+            found[name][which] = values
     return found
+
+
+def _unusable_maps(
+    measured: dict[str, _Measured], sanity: dict[str, dict[str, list[float | None]]], total: int
+) -> list[str]:
+    """A sentence for each method and kind of map that is in no number."""
+    said = []
+    for name, one in measured.items():
+        for kind, keys in one.unusable.items():
+            if keys:
+                what = kind if kind == "empty" else "one-signed (nothing speaks for the label)"
+                said.append(f"{name}: {len(keys)} of {total} maps are {what}: {first_few(keys)}")
+        for which, values in sanity.get(name, {}).items():
+            if None in values:
+                said.append(
+                    f"{name}: {values.count(None)} of {len(values)} maps cannot be compared with "
+                    f"those of another {_OTHER[which]}, one of the two is empty or one-signed"
+                )
+    return said
 
 
 def _randomised(model: "nn.Module", seed: int) -> "Iterator[tuple[str, nn.Module]]":
@@ -240,13 +275,13 @@ def _summary(
     rows = [
         {
             "method": name,
+            "maps": len(one.deletion),
+            "empty": len(one.unusable["empty"]),
+            "one_signed": len(one.unusable["one-signed"]),
             "pointing": _share(one.hits),
-            "iou": float(np.mean(one.overlaps)) if one.overlaps else None,
-            "deletion": area_under(np.mean(one.deletion, axis=0)),
-            "insertion": area_under(np.mean(one.insertion, axis=0)),
-            "sanity": sanity.get(name) or None,
-            "deletion_curve": np.mean(one.deletion, axis=0).tolist(),
-            "insertion_curve": np.mean(one.insertion, axis=0).tolist(),
+            "iou": _mean(one.overlaps),
+            **_curves(one),
+            "sanity": {w: _mean(values) for w, values in sanity.get(name, {}).items()} or None,
         }
         for name, one in measured.items()
     ]
@@ -269,61 +304,27 @@ def _summary(
     }
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are there."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _curves(one: _Measured) -> dict[str, Any]:
+    """Mean deletion and insertion curves and the areas under them; None without a usable map."""
+    means = {
+        kind: np.mean(curves, axis=0) if curves else None
+        for kind, curves in (("deletion", one.deletion), ("insertion", one.insertion))
+    }
+    return {
+        **{kind: None if mean is None else area_under(mean) for kind, mean in means.items()},
+        **{f"{k}_curve": None if mean is None else mean.tolist() for k, mean in means.items()},
+    }
+
+
 def _share(hits: list[bool]) -> dict[str, Any] | None:
     if not hits:
         return None
     found = wilson(sum(hits), len(hits))
     assert found is not None
     return {"hits": sum(hits), "n": len(hits), **asdict(found)}
-
-
-def table(content: dict[str, Any]) -> str:
-    """The measures by method, as text."""
-    lines = [
-        f"{content['explanations']} explanations, {content['with_boxes']} with boxes",
-        f"{'method':<16}{'pointing':>10}{'IoU':>8}{'deletion':>10}{'insertion':>11}"
-        f"{'other head':>12}{'other net':>11}",
-    ]
-    for row in content["methods"]:
-        pointing = row["pointing"] and row["pointing"]["value"]
-        sanity = row["sanity"] or {}
-        lines.append(
-            f"{row['method']:<16}{_cell(pointing):>10}{_cell(row['iou']):>8}"
-            f"{_cell(row['deletion']):>10}{_cell(row['insertion']):>11}"
-            f"{_cell(sanity.get('output_layer')):>12}{_cell(sanity.get('all_layers')):>11}"
-        )
-    return "\n".join([*lines, *(f"left out: {reason}" for reason in content["omitted"])])
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _picture(content: dict[str, Any]) -> bytes:
-    """Deletion and insertion curves, and bars of pointing game, overlap and sanity check."""
-    rows = content["methods"]
-    figure, (deletion, insertion, bars) = new_figure(12, 3.8, columns=3)
-    for ax, kind, best in ((deletion, "deletion", "low"), (insertion, "insertion", "high")):
-        for i, row in enumerate(rows):
-            name = f"{row['method']} ({row[kind]:.3f})"
-            style = STYLES[i % len(STYLES)]
-            ax.plot(content["fractions"], row[f"{kind}_curve"], style, color=COLOURS[i], label=name)
-        ax.set_xlabel(f"share of the image {'deleted' if kind == 'deletion' else 'inserted'}")
-        ax.set_ylabel("probability of the explained label")
-        ax.set_title(f"{kind} ({best} is good)")
-        ax.legend(fontsize=8)
-    groups = {
-        "pointing": [row["pointing"] and row["pointing"]["value"] for row in rows],
-        "IoU": [row["iou"] for row in rows],
-        "other head": [(row["sanity"] or {}).get("output_layer") for row in rows],
-        "other net": [(row["sanity"] or {}).get("all_layers") for row in rows],
-    }
-    width = 0.8 / len(rows)
-    for i, row in enumerate(rows):
-        heights = [values[i] if values[i] is not None else np.nan for values in groups.values()]
-        places = np.arange(len(groups)) + (i - (len(rows) - 1) / 2) * width
-        bars.bar(places, heights, width, color=COLOURS[i], label=row["method"])
-    bars.set_xticks(range(len(groups)), list(groups))
-    bars.axhline(0, color="black", linewidth=0.6)
-    bars.set_title("in the boxes (high is good),\nlike other weights' maps (low is good)")
-    return to_png(figure)
