@@ -27,7 +27,15 @@ from ingest.tables import (
 from shards.console import Advance, progress, warn
 from shards.labels import Vocabulary
 from shards.manifest import FILE_NAME as MANIFEST
-from shards.manifest import Manifest, ShardInfo, SplitCounts, shard_path, shard_problem
+from shards.manifest import (
+    SYNTHETIC_NOTE,
+    SYNTHETIC_SOURCES,
+    Manifest,
+    ShardInfo,
+    SplitCounts,
+    shard_path,
+    shard_problem,
+)
 from shards.preprocess import VERSION as PREPROCESSING_VERSION
 from shards.sample import Sample, SampleMeta
 from shards.writer import write_atomic, write_shard
@@ -80,6 +88,7 @@ def assemble(
     if leaks(choice):
         warn(f"copies or patients lie in more than one split; see {folder / 'audit.html'}")
     counts = Counter(head.excluded_counts or {}) + Counter(e.reason for e in choice.excluded)
+    synthetic, counted = _count_synthetic(head, choice.kept)
     manifest = Manifest(
         dataset=head.dataset,
         labels=head.vocabulary.names,
@@ -91,12 +100,22 @@ def assemble(
         excluded=dict(counts),
         settings=dict(head.settings),
         shards=tuple(shards),
-        synthetic=head.synthetic,
-        notes=(*head.notes, *notes(choice)),
+        synthetic=synthetic,
+        notes=(*head.notes, *counted, *notes(choice)),
         files=file_hashes(folder),
     )
     write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
+
+
+def _count_synthetic(head: Head, kept: Sequence[Kept]) -> tuple[bool, tuple[str, ...]]:
+    """Whether any image is synthetic, and a note where some are and others are not."""
+    sources = head.settings.get(SYNTHETIC_SOURCES)
+    if sources is None:
+        return head.synthetic, ()
+    count = sum(one.source in sources for one in kept)
+    note = f"{SYNTHETIC_NOTE}{count} of {len(kept)} images"
+    return count > 0, (note,) if 0 < count < len(kept) else ()
 
 
 def plan_shards(

@@ -30,7 +30,7 @@ from ingest.tables import excluded_row
 from shards.console import RunFailed, UserError, progress, stderr
 from shards.labels import Vocabulary
 from shards.manifest import FILE_NAME as MANIFEST
-from shards.manifest import Manifest, load_manifest, manifest_hash
+from shards.manifest import SYNTHETIC_SOURCES, Manifest, load_manifest, manifest_hash
 from shards.sample import make_key
 from shards.verify import find_all
 
@@ -143,8 +143,10 @@ def _settings(
 ) -> dict[str, Any]:
     split = SplitConfig(config.fractions, config.test_per_class, config.cap_per_class)
     hashes = (manifest_hash(folder) for folder in finished.folders)
+    drawn = sorted({name for m in manifests.values() for name in _synthetic_sources(m)})
     return {
         "merged": dict(zip(manifests, hashes)),
+        **({SYNTHETIC_SOURCES: drawn} if drawn else {}),
         "map": {name: dict(labels[name]) for name in manifests},
         "exclusive": vocabulary.exclusive,
         "seed": config.seed,
@@ -154,6 +156,15 @@ def _settings(
         "near_duplicate": config.near_duplicate,
         "near_hash": NEAR_HASH,
     }
+
+
+def _synthetic_sources(manifest: Manifest) -> Sequence[str]:
+    """The sources of a data set, as its samples name them, whose images are synthetic."""
+    if not manifest.synthetic:
+        return ()
+    settings = manifest.settings
+    parts: Sequence[str] = [*settings.get("merged", (manifest.dataset,))]
+    return settings.get(SYNTHETIC_SOURCES, parts)
 
 
 def _is_done(folder: Path, settings: Mapping[str, Any]) -> bool:

@@ -111,6 +111,8 @@ def _join(config: EvaluateConfig, scores: Path, truth: LabelTable) -> Joined:
 def _summary(found: Evaluation) -> list[str]:
     call = "the most probable label" if found.exclusive else "each label from 0.5 on"
     lines = [f"images     {found.evaluated} of {found.images}; called: {call}"]
+    if found.synthetic_images:
+        lines.append(f"synthetic  {found.synthetic_images} of {found.images}, drawn by a program")
     if found.accuracy:
         a = found.accuracy
         lines.append(f"accuracy   {a.value:.4f} (95 % interval {a.low:.4f} to {a.high:.4f})")

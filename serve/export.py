@@ -38,7 +38,7 @@ from serve.thresholds import choose
 from serve.triton import check_name, write_repository
 from shards.console import RunFailed, UserError, progress
 from shards.labels import UNKNOWN, YES
-from shards.manifest import load_manifest, manifest_hash
+from shards.manifest import SYNTHETIC_NOTE, load_manifest, manifest_hash
 from shards.preprocess import MEAN, STD
 from shards.splits import SplitName
 from shards.stats import split_names
@@ -232,6 +232,7 @@ def _info(config: ExportConfig, spec: ModelSpec, images: SplitImages) -> ModelIn
         licence=LICENCE,
         intended_use=INTENDED_USE,
         created_by=f"cxrstack, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}",
+        synthetic_images=images.manifest.synthetic_note.removeprefix(SYNTHETIC_NOTE),
         precision=config.precision,
         splits={name: splits[name].samples for name in split_names(images.manifest)},
     )

@@ -21,6 +21,7 @@ from rich.text import Text
 from serve.model_info import INPUT_NAME, PREFIX, PROBABILITIES_NAME, ModelInfo, from_metadata
 from serve.thresholds import OperatingPoint
 from shards.console import UserError, one_line
+from shards.manifest import SOME_OR_ALL
 
 MAX_BYTES = 2**31 - 1  # of one protocol buffer
 Rows = list[tuple[str, str]]
@@ -146,7 +147,8 @@ def _info_rows(info: ModelInfo) -> Rows:
     for name, points in info.thresholds.items():
         rows += [(f"{name} {label}", point_text(point)) for label, point in points.items()]
     if info.synthetic:
-        rows.append(("synthetic", "trained on made-up radiographs: says nothing of real ones"))
+        told = info.synthetic_images or SOME_OR_ALL
+        rows.append(("synthetic", f"{told} of its data set: they say nothing of real ones"))
     rows += [("licence", info.licence), ("intended use", info.intended_use)]
     return [*rows, ("made by", info.created_by)]
 

@@ -50,17 +50,20 @@ class ClassMetrics:
 class Evaluation:
     """What metrics.json holds. images = evaluated + errors + unlabelled.
 
-    errors: images that could not be scored; unlabelled: without any known truth. Both are in no
-    number. confusion: rows are truth, columns calls. mean: over the classes that have the number.
-    call_from: None where the call is the class of the largest probability. Intervals of accuracy
-    and classes: Wilson's, and DeLong's for auroc; `bootstrap` has those that know of patients.
-    scored_by: the model, None where the scores do not say.
+    synthetic: some of the images, or of those that the model was trained on, are drawn by a
+    program; synthetic_images: so many of the images, None where not known. errors: images that
+    could not be scored; unlabelled: without any known truth. Both are in no number. confusion: rows
+    are truth, columns calls. mean: over the classes that have the number. call_from: None where the
+    call is the class of the largest probability. Intervals of accuracy and classes: Wilson's, and
+    DeLong's for auroc; `bootstrap` has those that know of patients. scored_by: the model, None
+    where the scores do not say.
     """
 
     labels: tuple[str, ...]
     exclusive: bool
     split: str | None
     synthetic: bool
+    synthetic_images: int | None
     images: int
     evaluated: int
     errors: int
@@ -129,6 +132,7 @@ def measure(
         exclusive=joined.exclusive,
         split=split,
         synthetic=joined.synthetic,
+        synthetic_images=joined.synthetic_images,
         images=len(joined.keys),
         evaluated=len(judged.keys),
         errors=judged.errors,

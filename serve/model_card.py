@@ -12,6 +12,7 @@ from serve.intervals import Estimate
 from serve.model_info import PROBABILITIES_NAME, ModelInfo
 from serve.report_models import weights_of
 from shards.console import one_line, warn
+from shards.manifest import SOME_OR_ALL
 
 LIMITS = (
     "It was tuned and tested on images of the same sources as its training; other devices, views, "
@@ -23,7 +24,8 @@ LIMITS = (
 )
 
 SYNTHETIC = (
-    "**Trained on synthetic, made-up radiographs: its numbers say nothing about real ones.**"
+    "**Trained on synthetic, made-up radiographs ({} of its data set): what comes of them says "
+    "nothing about real ones.**"
 )
 
 
@@ -39,7 +41,7 @@ def write_card(
     parts = [
         f"# {_cell(info.run)}: {info.architecture} for {info.size} x {info.size} chest X-rays",
         "**Research software, not a medical device.** It must not guide anyone's care.",
-        *([SYNTHETIC] if info.synthetic else []),
+        *([SYNTHETIC.format(info.synthetic_images or SOME_OR_ALL)] if info.synthetic else []),
         f"## Intended use\n\n{_cell(info.intended_use)}.",
         f"## Model\n\n{_table(('', ''), _facts(info, outputs))}",
         f"## Data\n\n{_data(info)}",

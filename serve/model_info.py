@@ -31,6 +31,7 @@ _TEXTS = {
     "recipe",
     "run",
     "stage",
+    "synthetic_images",
     "weights_sha256",
 }
 
@@ -39,9 +40,10 @@ _TEXTS = {
 class ModelInfo:
     """labels: in the order of the outputs; exclusive: exactly one of them holds; size: S of the
     input; shorter_side: pixels that the data set's images were reduced to (None: not reduced);
-    synthetic: trained on made-up radiographs only; output: sigmoid or softmax of the logits, which
-    the graph computes; head: as in train.runs.ModelSpec; splits: images of the data set's splits;
-    thresholds: chosen on the validation split with this very model; parity: the gate's result."""
+    synthetic: the data set has made-up radiographs; synthetic_images: how many, in words; output:
+    sigmoid or softmax of the logits, which the graph computes; head: as in train.runs.ModelSpec;
+    splits: images of the data set's splits; thresholds: chosen on the validation split with this
+    very model; parity: the gate's result."""
 
     architecture: str
     labels: tuple[str, ...]
@@ -61,6 +63,7 @@ class ModelInfo:
     created_by: str
     output: str = "sigmoid"
     head: str = "linear"
+    synthetic_images: str = ""
     precision: Precision = "fp32"
     splits: dict[str, int] = field(default_factory=dict)
     thresholds: Thresholds = field(default_factory=dict)

@@ -65,7 +65,8 @@ class Joined:
     exclusive: the network calls the label of the largest probability. labels: then all L of the
     network's, else those that both sides have. targets: (N, L) int8, see serve/vocabularies.py;
     probabilities: (N, L) float64, a row of NaN where an image could not be scored. outside: the
-    class of an image that has none of the labels, else None. Left out and named: keys and labels
+    class of an image that has none of the labels, else None. synthetic, synthetic_images: as in
+    `serve.metrics.Evaluation`. Left out and named: keys and labels
     that only one side has.
     """
 
@@ -78,6 +79,7 @@ class Joined:
     meta: dict[str, tuple[str | None, ...]]
     synthetic: bool
     outside: tuple[str | None, ...]
+    synthetic_images: int | None = None
     unmatched_predictions: tuple[str, ...] = ()
     unmatched_labels: tuple[str, ...] = ()
     labels_without_truth: tuple[str, ...] = ()
@@ -228,6 +230,7 @@ def join(predictions: PredictionTable, truth: LabelTable, exclusive: bool | None
     probabilities = predictions.probabilities[np.ix_(matched, columns)]
     probabilities[[predictions.errors[i] is not None for i in matched]] = np.nan
     scored_keys = set(predictions.keys)
+    drawn = None if truth.synthetic is None else [truth.synthetic[i] for i in rows]
     return Joined(
         keys=keys,
         labels=labels,
@@ -236,7 +239,8 @@ def join(predictions: PredictionTable, truth: LabelTable, exclusive: bool | None
         probabilities=probabilities,
         patients=None if truth.patients is None else tuple(truth.patients[i] for i in rows),
         meta={name: tuple(values[i] for i in rows) for name, values in truth.meta.items()},
-        synthetic=bool(predictions.synthetic or truth.synthetic),
+        synthetic=bool(predictions.synthetic or (drawn and any(one is not False for one in drawn))),
+        synthetic_images=None if drawn is None or None in drawn else sum(map(bool, drawn)),
         outside=classes_outside(network, given, values),
         unmatched_predictions=tuple(key for key in predictions.keys if key not in places),
         unmatched_labels=tuple(key for key in truth.keys if key not in scored_keys),

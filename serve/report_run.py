@@ -3,7 +3,7 @@ what other commands left beside it. What is not there is None, and the page says
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ from serve.report_models import OwnModels, Part, own_models, part_of
 from serve.score_folder import ScoreFolder
 from serve.truth import LabelTable
 from shards.console import RunFailed, UserError
-from shards.manifest import load_manifest, manifest_hash
+from shards.manifest import SOME_OR_ALL, SYNTHETIC_NOTE, load_manifest, manifest_hash
 from shards.reader import read_labels
 
 SPLITS = ("train", "val", "test")
@@ -71,7 +71,7 @@ def read_run(folders: Folders, gallery: int) -> dict[str, Any]:
         "name": run.resolve().name,
         "folders": folders,
         "settings": settings,
-        "synthetic": settings["synthetic"] or any(one.get("synthetic") for one in data),
+        "synthetic": _synthetic(settings, data),
         "model": models[planned[-1]["name"]],
         "environment": read_json(run / "environment.json") or {},
         "data": data,
@@ -145,12 +145,18 @@ def _data(folder: Path) -> dict[str, Any]:
         "name": manifest.dataset,
         "omitted": None,
         "manifest": manifest,
-        "synthetic": manifest.synthetic,
+        "synthetic": manifest.synthetic_note.removeprefix(SYNTHETIC_NOTE),
         "splits": sorted(manifest.splits.items(), key=lambda item: _split_place(item[0])),
         "hash": manifest_hash(folder),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "quarantine": _quarantine(folder / "quarantine.parquet"),
     }
+
+
+def _synthetic(settings: dict[str, Any], data: Sequence[dict[str, Any]]) -> list[str]:
+    """How many of each data set's images are synthetic, in words; empty: none of any."""
+    told = [f"{one['synthetic']} of {one['name']}" for one in data if one.get("synthetic")]
+    return told or [SOME_OR_ALL] * bool(settings["synthetic"])
 
 
 def _split_place(name: str) -> tuple[int, str]:

@@ -115,7 +115,7 @@ def _lines(counts: Counts, content: dict[str, Any]) -> list[str]:
 
 
 def _made_up(content: dict[str, Any]) -> str:
-    return " (a model of synthetic radiographs)" if content["synthetic"] else ""
+    return " (trained on synthetic radiographs, all or some)" if content["synthetic"] else ""
 
 
 def _draw(counts: Counts, title: str) -> bytes:

@@ -21,7 +21,8 @@ from shards.splits import named
 @dataclass(frozen=True)
 class LabelTable:
     """labels: (N, L) int8, 1 yes, 0 no, -1 unknown; patients: None where not known; meta: of
-    META_COLUMNS those that are known, name -> N values; exclusive: exactly one label holds."""
+    META_COLUMNS those that are known, name -> N values; exclusive: exactly one label holds;
+    synthetic: of each image, None where not known."""
 
     keys: tuple[str, ...]
     names: tuple[str, ...]
@@ -29,7 +30,7 @@ class LabelTable:
     patients: tuple[str | None, ...] | None
     meta: dict[str, tuple[str | None, ...]]
     exclusive: bool
-    synthetic: bool | None = None
+    synthetic: tuple[bool | None, ...] | None = None
 
 
 def read_label_table(path: Path, split: str | None = None) -> LabelTable:
@@ -89,7 +90,7 @@ def _labels_of_shards(folder: Path, manifest: Manifest, split: str | None) -> La
         patients=patients if any(patient is not None for patient in patients) else None,
         meta={name: values for name, values in meta.items() if any(v is not None for v in values)},
         exclusive=manifest.exclusive,
-        synthetic=manifest.synthetic,
+        synthetic=tuple(manifest.is_synthetic(found.source) for found in metas),
     )
 
 

@@ -15,6 +15,9 @@ from shards.labels import Vocabulary
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 _OWN_HASH = "manifest_sha256"
+SYNTHETIC_SOURCES = "synthetic"  # the setting of a merged set: those of its sources that are drawn
+SYNTHETIC_NOTE = "synthetic: "  # begins the note that counts their images
+SOME_OR_ALL = "some or all images"  # of a set that has synthetic ones, where nobody counted them
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class SplitCounts:
 @dataclass(frozen=True)
 class Manifest:
     """dataset: its name; labels: in the order of the outputs; excluded: reason -> images left out;
-    settings: what the ingest was asked for; image_extension: of every image member; files: the
-    tables, lists and the page beside the shards -> SHA-256."""
+    settings: what the ingest was asked for; image_extension: of every image member; synthetic: at
+    least one image is drawn by a program; files: the tables, lists and the page beside the shards
+    -> SHA-256."""
 
     dataset: str
     labels: tuple[str, ...]
@@ -68,6 +72,27 @@ class Manifest:
             have = ", ".join(sorted(self.splits))
             raise UserError(f"no split {split!r} in data set {self.dataset}; it has: {have}")
         return tuple(shard for shard in self.shards if shard.split == split)
+
+    @property
+    def synthetic_note(self) -> str:
+        """How many of the images are synthetic, in words; empty: none."""
+        if not self.synthetic:
+            return ""
+        counted = [note for note in self.notes if note.startswith(SYNTHETIC_NOTE)]
+        images = sum(counts.samples for counts in self.splits.values())
+        others = SOME_OR_ALL if self._merged_before else f"all {images} images"
+        return counted[0] if counted else f"{SYNTHETIC_NOTE}{others}"
+
+    def is_synthetic(self, source: str) -> bool | None:
+        """Whether images of this source (their metadata name it) are synthetic; None: not known."""
+        if self.synthetic and self._merged_before:
+            return None
+        return self.synthetic and source in self.settings.get(SYNTHETIC_SOURCES, (source,))
+
+    @property
+    def _merged_before(self) -> bool:
+        """Merged by a version that did not note which of the sources are synthetic."""
+        return "merged" in self.settings and SYNTHETIC_SOURCES not in self.settings
 
     def to_json(self) -> bytes:
         """With a hash of all else in it, so that `verify` finds any byte that changed."""

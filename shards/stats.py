@@ -47,10 +47,9 @@ def print_left_out(manifest: Manifest) -> None:
     """Why images are not in the shards, and what else the ingest noted."""
     for reason, count in sorted(manifest.excluded.items()):
         stdout.print(f"left out: {count} {reason}")
-    if manifest.synthetic:
-        stdout.print("note: these are synthetic images")
-    for note in manifest.notes:
-        stdout.print(f"note: {note}")
+    for note in dict.fromkeys((manifest.synthetic_note, *manifest.notes)):
+        if note:
+            stdout.print(f"note: {note}")
 
 
 def print_stats(folder: Path, manifest: Manifest) -> None:

@@ -201,7 +201,7 @@ def test_labels_from_shards(tiny_shards, split):
     assert found.names == manifest.labels
     assert (found.labels == np.stack([sample.labels for sample in samples])).all()
     assert found.meta["source"] == tuple(sample.meta.source for sample in samples)
-    assert (found.exclusive, found.synthetic) == (True, True)
+    assert (found.exclusive, set(found.synthetic)) == (True, {True})
 
 
 def test_scored_shards_join_their_own_labels(tiny_shards, tmp_path):
@@ -255,7 +255,7 @@ def test_join_takes_exclusive_and_synthetic_from_whoever_knows():
     assert join(scores("x", exclusive=True), truth("x")).exclusive
     assert not join(scores("x"), truth("x")).exclusive
     assert not join(scores("x", ("a",), exclusive=True), truth("x")).exclusive  # one label alone
-    assert join(scores("x"), truth("x", synthetic=True)).synthetic
+    assert join(scores("x"), truth("x", synthetic=(True,))).synthetic
     assert not join(scores("x"), truth("x")).synthetic
 
 

@@ -60,7 +60,7 @@ def test_the_pictures_say_what_they_show(tmp_path, monkeypatch):
     for label in ("Normal", "COVID-19"):
         summary(SummaryConfig(tmp_path / "out", top=1, label=label))
         heads.append(np.asarray(Image.open(tmp_path / "out" / SHEET_FILE))[:28])
-    said = "2 rows, 0 of them errors; m.onnx (a model of synthetic radiographs)"
+    said = "2 rows, 0 of them errors; m.onnx (trained on synthetic radiographs, all or some)"
     assert titles == [said, said]
     assert all((head < 128).any() for head in heads)
     assert (heads[0] != heads[1]).any()

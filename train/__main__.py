@@ -182,7 +182,7 @@ def print_result(folder: Path, config: TrainConfig) -> None:
             )
     out = stdout()
     out.print(table)
-    data = "synthetic data" if any_synthetic(folder) else "research use only"
+    data = "with synthetic data" if any_synthetic(folder) else "research use only"
     out.print(f"{folder} ({data}; not a medical device)")
 
 

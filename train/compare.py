@@ -77,7 +77,7 @@ def compare(command: CompareCommand) -> None:
     out.print(_table(rows))
     draw(plotted, command.out)
     synthetic = any(read_settings(run).get("synthetic") for run in command.runs)
-    data = "synthetic data" if synthetic else "research use only"
+    data = "with synthetic data" if synthetic else "research use only"
     out.print(f"{command.out} ({data}; not a medical device)")
 
 
