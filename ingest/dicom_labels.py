@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ingest.csv_rows import table_text
-from shards.console import UserError
+from shards.console import UserError, warn
 from shards.labels import Vocabulary
-from shards.splits import SPLITS, splits_of
+from shards.splits import SPLITS, read_as, splits_of
 
 MAX_LABELS = 500  # more are no labels: another column was taken for them
 
@@ -59,6 +59,8 @@ def _with_splits(rows: Sequence[LabelRow], path: Path) -> list[LabelRow]:
             raise UserError(
                 f"{path} line {row.line} has another split; allowed: {', '.join(SPLITS)}"
             )
+    for note in read_as(splits):
+        warn(f"{path}: {note}")
     return [row if row.split is None else replace(row, split=splits[row.split]) for row in rows]
 
 

@@ -57,10 +57,11 @@ def test_wrong_tables(tmp_path: Path, lines, message):
     assert "secret" not in str(caught.value)
 
 
-def test_splits_in_other_words(tmp_path: Path):
+def test_splits_in_other_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "labels.csv"
     path.write_text("id,labels,split\nx,a,Training\ny,b,Eval\nz,b,training_set\n")
     assert [row.split for row in read_labels(path)] == ["train", "test", "train"]
+    assert "'Training' as train, 'training_set' as train, 'Eval' as test" in capsys.readouterr().err
     path.write_text("id,labels,split\nx,a,valid\ny,b,dev\n")
     with pytest.raises(UserError, match="'valid' and 'dev' both mean the split val"):
         read_labels(path)
