@@ -67,8 +67,8 @@ def measure(config: ExplainBench) -> Result:
         name="explain",
         what=(
             f"LRP of {network} at {config.size} x {config.size} with random weights, batched, in "
-            f"{precision.name}, on {device}, beside a training step (forward, backward, update) in "
-            f"{precision.name} of the same network, --workers {config.workers}"
+            f"{lrp_precision(precision)}, on {device}, beside a training step (forward, backward, "
+            f"update) in {precision.name} of the same network, --workers {config.workers}"
         ),
         peer_name=f"a training step, all weights; the bar is a ratio of {BAR}",
         ours=rates["lrp"],
@@ -87,6 +87,11 @@ def measure(config: ExplainBench) -> Result:
             "windows_s": _rounded(windows),
         },
     )
+
+
+def lrp_precision(training: Precision) -> str:
+    """The option of serve explain that is nearest to the training's arithmetic."""
+    return "bf16" if training.name == "bf16" else "fp32"
 
 
 def _rounded(rates: dict[str, Rates]) -> dict[str, float]:
@@ -114,8 +119,8 @@ def _sides(
     targets = [i % len(COVID) for i in range(len(images))]
     outputs = Outputs(COVID.exclusive)
     made = {
-        "lrp": Explainer("lrp", ours, images.shape[-1], outputs),
-        "lrp fp32": Explainer("lrp", ours, images.shape[-1], outputs, "fp32"),
+        "lrp": Explainer("lrp", ours, images.shape[-1], outputs, lrp_precision(precision)),
+        "lrp fp32": Explainer("lrp", ours, images.shape[-1], outputs),
         "gradcam": Explainer("gradcam", ours, images.shape[-1], outputs),
     }
     batch = normalise(torch.from_numpy(images).to(device))
@@ -166,7 +171,7 @@ def _windows(
     ours: nn.Module, plain: nn.Module, image: np.ndarray, device: torch.device
 ) -> dict[str, Side]:
     """Windows per second over one image."""
-    occlusion = Occlusion(ours, Outputs(COVID.exclusive), len(image), device)
+    occlusion = Occlusion(ours, Outputs(COVID.exclusive), len(image), device, "auto")
 
     def batched() -> int:
         return occlusion(image, 0).windows

@@ -141,7 +141,7 @@ def make_gallery(
     """
     from serve.explain.command import load
 
-    ready = load(run, None, (METHOD,), "auto")
+    ready = load(run, None, (METHOD,))
     stored: dict[str, list[StoredMap]] = {}
     if (explained / NAME).is_file():
         stored = stored_maps(explained, ready.spec.weights_sha256)

@@ -20,7 +20,9 @@ from serve.truth import read_label_table
 from shards.codec import decode_grey
 from shards.codec import encode as encode_grey
 from shards.console import RunFailed, UserError
+from shards.preprocess import prepare
 from train.models import build_model, head
+from train.warp import normalise
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +208,27 @@ def test_explain_writes_strips_maps_and_a_list(files, trained, tmp_path, capsys)
     assert capsys.readouterr().out.count("Viral Pneumonia 0.") == 4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_map_adds_up_to_the_logit_whose_probability_stands_beside_it(
+    files, trained, model, tmp_path, precision
+):
+    """The pass in bf16 has a logit of its own, which no number of the list comes from."""
+    more = {} if precision == "fp32" else {"precision": precision}  # fp32 is the default
+    told = run_explain((files / "a.png",), tmp_path / "out", method="lrp", **more)
+    (item,) = told["items"]
+    assert told["precision"] == precision
+    image = prepare(decode_grey((files / "a.png").read_bytes()), None, 64)
+    with torch.inference_mode():
+        logits = model(normalise(torch.tensor(image[None])))[0]
+    assert item["logit"] == pytest.approx(float(logits.max()), rel=1e-5)
+    assert item["probability"] == pytest.approx(1 / (1 + np.exp(-item["logit"])), rel=1e-5)
+    assert item["relevance_sum"] == pytest.approx(item["logit"], rel=0.01)
+
+
 def test_an_explanation_on_a_gpu_is_in_fp32_proper(trained, monkeypatch):
     said = []
     monkeypatch.setattr("train.precision.set_cuda", lambda device, **how: said.append(how))
-    load(Path("run"), None, ["occlusion"], "auto")
+    load(Path("run"), None, ["occlusion"])
     assert said == [{"tf32": False, "few_shapes": False}]
 
 
@@ -234,7 +253,7 @@ def test_explain_takes_rows_of_a_score_file(trained, tiny_shards, tmp_path):
         rows.append([key, *np.where(called, 0.9, 0.1)])
     scores = tmp_path / "scores.csv"
     scores.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
-    settings = {"shards": folder, "scores": scores, "precision": "fp32"}
+    settings = {"shards": folder, "scores": scores}
     wrong = run_explain((), tmp_path / "a", where="error", **settings)
     assert {item["key"] for item in wrong["items"]} == set(truth.keys[1::2])
     positives = run_explain((), tmp_path / "b", where=f"true={names[2]}", limit=2, **settings)
@@ -259,7 +278,7 @@ def test_explain_takes_the_positives_of_scored_archives(files, trained, tmp_path
     rows = [f"{key},{value},{1 - value},0" for key, value in zip(keys, (0.9, 0.2, 0.8))]
     head = "key,Normal,Viral Pneumonia,COVID-19"
     scores.write_text("\n".join([head, *rows[:2], "gone,1,0,0"]) + "\n")
-    settings = {"scores": scores, "where": "predicted=Normal", "precision": "fp32"}
+    settings = {"scores": scores, "where": "predicted=Normal"}
     with pytest.raises(RunFailed, match="1 of 2 images"):
         run_explain((archive,), tmp_path / "a", **settings)
     assert (
@@ -268,7 +287,7 @@ def test_explain_takes_the_positives_of_scored_archives(files, trained, tmp_path
     )
     told = json.loads((tmp_path / "a" / "explanations.json").read_bytes())
     assert [item["key"] for item in told["items"]] == keys[:1]
-    words = ["--scores", str(scores), "--where", "predicted=Normal", "--precision", "fp32"]
+    words = ["--scores", str(scores), "--where", "predicted=Normal"]
     assert told["options"] == [*words, "IMAGE..."]  # its name may be a patient's
     assert told["failed"] == [{"key": "gone", "reason": "not in these archives as they are now"}]
     scores.write_text("\n".join([head, *rows]) + "\n")

@@ -19,6 +19,7 @@ from train.loop import Trainer
 from train.loss import Loss
 from train.metrics import Metrics
 from train.phases import Phase
+from train.precision import Precision
 from train.step import Stepper
 from train.stop import Interrupted
 from train.store import Store
@@ -34,7 +35,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, val_losses: Iterator[float]) -> list[
     each that was judged."""
     seen: list[torch.Tensor] = []
 
-    def judged(trainer: Trainer, stage: Stage, model: nn.Module, split: str) -> Metrics:
+    def judged(trainer: Trainer, stage: Stage, model: nn.Module, split: str, *_) -> Metrics:
         loss = 9.0
         if split == "val":
             loss = next(val_losses)
@@ -127,3 +128,26 @@ def test_a_run_that_ends_between_two_stages_draws_the_same_new_neurons(
         with pytest.raises(RuntimeError, match="cut"):
             trained(tiny_shards, tmp_path / "cut", config)
     assert equal(trained(tiny_shards, tmp_path / "cut", config), whole)
+
+
+def test_the_test_is_in_fp32_whatever_the_training_computes_in(tiny_shards, tmp_path, monkeypatch):
+    """As the exported model, so that both call the same images."""
+    seen, modes, validate = [], [], train_loop.validate
+
+    def noting(model, store, expander, **options):
+        found = validate(model, store, expander, **options)
+        seen.append((options["precision"].name, modes[-1]))
+        if len(seen) == 2:
+            exact = options | {"precision": Precision("fp32", torch.device("cpu"))}
+            assert validate(model, store, expander, **exact) == found
+        return found
+
+    monkeypatch.setattr(train_loop, "validate", noting)
+    monkeypatch.setattr(train_loop, "set_cuda", lambda _, tf32, **__: modes.append(tf32))
+    stage = replace(COVID, phases=(Phase("head", 1, "head", 0.05),))
+    folder = tmp_path / "run"
+    trained(tiny_shards, folder, replace(CONFIG, stages=(stage,), precision="bf16"))
+    assert seen == [("bf16", True), ("fp32", False)]
+    assert modes == [True, False, True]  # TF32 in the steps, where the settings allow it
+    (phase,) = json.loads((folder / "covid" / "result.json").read_bytes())["phases"]
+    assert phase["test"]["precision"] == "fp32"

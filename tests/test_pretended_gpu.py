@@ -135,9 +135,9 @@ def test_explanations_are_those_of_a_cpu(request, method, architecture):
     model = build_model(architecture, 3).eval()
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64), np.uint8)
     outputs = Outputs(exclusive=True)
-    expected = Explainer(method, model, 64, outputs, "fp32")(images, [0, 2])
+    expected = Explainer(method, model, 64, outputs)(images, [0, 2])
     request.getfixturevalue("gpu")
-    found = Explainer(method, model.to("cuda"), 64, outputs, "fp32")(images, [0, 2])
+    found = Explainer(method, model.to("cuda"), 64, outputs)(images, [0, 2])
     scale = np.abs(expected.maps).max()
     assert scale > 0
     np.testing.assert_allclose(found.maps, expected.maps, atol=1e-3 * scale)

@@ -40,7 +40,7 @@ from train.optim import build_optim, check_optim, set_trainable
 from train.phases import Phase, finished
 from train.position import Position
 from train.precision import Precision, set_cuda
-from train.results import best_path, load_best, phase_result, write_stage
+from train.results import TEST_PRECISION, best_path, load_best, phase_result, write_stage
 from train.runs import ModelSpec, read_json
 from train.sampling import balanced_copies, balanced_order
 from train.saver import Saver
@@ -266,11 +266,20 @@ class Trainer:
         """Go back to the phase's best weights, which the next phase begins with, and test them."""
         self.world.barrier()  # the first rank may still be writing them
         load_best(self.saver.best(self.at), self.model)
-        test = self._validate(stage, self.model, "test")
+        test = self._test(stage)
         if self.world.is_first:
             path = best_path(self.folder, stage.name, self.at.phase)
             save_best(path.parent, path.name, self.model)
         self.at.end_phase(phase_result(phase, self.at, test))
+
+    def _test(self, stage: Stage) -> Metrics:
+        """The test split in fp32 without TF32, as the exported model computes: in bf16 one of 45
+        images was called otherwise."""
+        device = self.world.device
+        set_cuda(device, tf32=False, few_shapes=True)
+        found = self._validate(stage, self.model, "test", Precision(TEST_PRECISION, device))
+        set_cuda(device, tf32=self.config.tf32, few_shapes=True)
+        return found
 
     def _order(self, stage: Stage, stepper: Stepper, epoch: int) -> np.ndarray:
         """The epoch's samples, of all ranks, as positions in the store; or its copies."""
@@ -284,8 +293,11 @@ class Trainer:
             return samples
         return copy_order(samples, factors[samples], seed=seed, epoch=epoch)
 
-    def _validate(self, stage: Stage, model: nn.Module, split: str) -> Metrics:
-        """Validation sees the stage's copies (if it says so), test the images; neither augments."""
+    def _validate(
+        self, stage: Stage, model: nn.Module, split: str, precision: Precision | None = None
+    ) -> Metrics:
+        """Validation sees the stage's copies (if it says so), test the images; neither augments.
+        precision: by default the training's."""
         expand = split == "val" and stage.expand_validation
         return validate(
             model,
@@ -293,7 +305,7 @@ class Trainer:
             Expander(self.expansions if expand else {}, NONE, self.config.seed, self.config.size),
             exclusive=self.vocabularies[self.at.stage].exclusive,
             world=self.world,
-            precision=self.precision,
+            precision=precision or self.precision,
             micro_batch=self.micro_batch.now,
             loss=self.loss,
             leave=partial(self.stop.together, self.world),

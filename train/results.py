@@ -17,6 +17,8 @@ from train.runs import ModelSpec, save_model
 from train.settings import write_json
 from train.store import Store
 
+TEST_PRECISION = "fp32"  # whatever the training's is: that of the exported model
+
 
 def best_path(run: Path, stage: str, phase: int) -> Path:
     """The best-validation-loss weights of a phase (from 0)."""
@@ -44,7 +46,7 @@ def phase_result(phase: Phase, at: Position, test: Metrics) -> dict[str, Any]:
         "epochs": at.progress.epoch,
         "best_epoch": before + at.progress.best_epoch,
         "best_val_loss": at.progress.best_val_loss,
-        "test": {**asdict(test), "auroc_mean": test.auroc_mean},
+        "test": {**asdict(test), "auroc_mean": test.auroc_mean, "precision": TEST_PRECISION},
     }
 
 

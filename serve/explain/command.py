@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -41,7 +41,7 @@ from shards.splits import SplitName
 from shards.writer import write_atomic
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from serve.explain.methods import Explainer
     from serve.explain.occlusion import Outputs
@@ -85,8 +85,9 @@ class ExplainConfig:
     predicted=LABEL."""
     limit: int | None = None
     """At most this many images."""
-    precision: str = "auto"
-    """Arithmetic of LRP's convolutions: auto (bf16 where training would take it) or fp32."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of LRP's convolutions and of occlusion-drop's windows; bf16 is faster where the
+    processor has it. Probabilities, logits and calls are always those of fp32."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,12 @@ def explain(config: ExplainConfig) -> None:
     failed: list[dict[str, str]] = []
     with progress("explain", total) as advance:
         for batch, images in decoded_batches(ready.spec, subjects, failed):
-            found = probabilities_of(ready, images)
+            logits = logits_of(ready, images)
+            found = ready.outputs.probabilities(logits).numpy()
             shown = found.argmax(1) if target is None else np.full(len(found), target)
+            starts = logits.numpy()[np.arange(len(shown)), shown]
             for method, explainer in ready.explainers.items():
-                explained = explainer(images, shown.tolist())
+                explained = explainer(images, shown.tolist(), starts)
                 for i, subject in enumerate(batch):
                     item = _item(ready.spec, subject, method, int(shown[i]), found[i])
                     item |= explained.notes[i]
@@ -136,7 +139,9 @@ def explain(config: ExplainConfig) -> None:
         raise RunFailed(f"{left} of {total} images could not be read (see above)")
 
 
-def load(run: Path, stage: str | None, methods: Sequence[str], precision: str) -> Explaining:
+def load(
+    run: Path, stage: str | None, methods: Sequence[str], precision: str = "fp32"
+) -> Explaining:
     """The run's model with these methods, on a GPU where there is one."""
     from serve.explain.methods import Explainer
     from serve.explain.occlusion import Outputs
@@ -157,14 +162,18 @@ def load(run: Path, stage: str | None, methods: Sequence[str], precision: str) -
 
 def probabilities_of(ready: Explaining, images: np.ndarray) -> np.ndarray:
     """(N, S, S) uint8, prepared -> (N, L) float32."""
+    return ready.outputs.probabilities(logits_of(ready, images)).numpy()
+
+
+def logits_of(ready: Explaining, images: np.ndarray) -> "Tensor":
+    """(N, S, S) uint8, prepared -> (N, L) float32 on the CPU, computed in fp32."""
     import torch
 
     from train.warp import normalise
 
     device = next(ready.model.parameters()).device
     with torch.inference_mode():
-        logits = ready.model(normalise(torch.tensor(images).to(device))).float()
-        return ready.outputs.probabilities(logits).cpu().numpy()
+        return ready.model(normalise(torch.tensor(images).to(device))).float().cpu()
 
 
 def decoded_batches(
@@ -266,6 +275,7 @@ def _summary(
         "synthetic": spec.synthetic,
         "size": spec.size,
         "methods": list(ready.explainers),
+        "precision": config.precision,
         "where": config.where,
         "options": [*options_given(config, ("run", "out", "images")), *images],
         "items": items,

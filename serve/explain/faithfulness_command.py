@@ -134,7 +134,7 @@ def _load(config: FaithfulnessConfig) -> tuple[Explaining, list[str]]:
 
     methods = list(dict.fromkeys(part.strip() for part in config.methods.split(",")))
     check_methods(methods)
-    ready = load(config.run, config.stage, (), "auto")
+    ready = load(config.run, config.stage, ())
     omitted = []
     for method in methods:
         try:

@@ -142,7 +142,7 @@ def _gather(config: FeaturesConfig, by_key: dict[str, int]) -> "tuple[ModelSpec,
     from serve.explain.split import feature_vectors, split
     from train.warp import normalise
 
-    ready = load(config.run, config.stage, (), "auto")
+    ready = load(config.run, config.stage, ())
     parts = split(ready.model)
     device = next(ready.model.parameters()).device
     subjects: list[Subject] = []

@@ -26,8 +26,8 @@ EPSILON = 0.1
 
 @dataclass(frozen=True)
 class Relevance:
-    """maps: (N, S, S) float32, signed, in units of the logit; logits: (N,), of the explained
-    classes."""
+    """maps: (N, S, S) float32, signed, in units of the logit; logits: (N,), that the relevance
+    starts from."""
 
     maps: Tensor
     logits: Tensor
@@ -45,16 +45,18 @@ class Lrp:
         self.composite = preset(self.network, epsilon, dtype)
         self.composite.register(self.network)
 
-    def __call__(self, images: Tensor, classes: Tensor) -> Relevance:
-        """images: (N, 3, S, S) float32, normalised; classes: (N,) int64."""
+    def __call__(self, images: Tensor, classes: Tensor, logits: Tensor | None = None) -> Relevance:
+        """images: (N, 3, S, S) float32, normalised; classes: (N,) int64; logits: (N,) float32, of
+        these classes, which the maps shall add up to; by default those of this pass, which are
+        rounded where its arithmetic is."""
         inputs = images.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self.network(inputs)
-            start = torch.zeros_like(logits).scatter_(
-                1, classes[:, None], logits.detach().gather(1, classes[:, None])
-            )
-            (relevance,) = torch.autograd.grad(logits, inputs, start)
-        return Relevance(relevance.sum(1), start.sum(1))
+            found = self.network(inputs)
+            if logits is None:
+                logits = found.detach().gather(1, classes[:, None])[:, 0]
+            start = torch.zeros_like(found).scatter_(1, classes[:, None], logits[:, None])
+            (relevance,) = torch.autograd.grad(found, inputs, start)
+        return Relevance(relevance.sum(1), logits)
 
 
 def preset(network: fx.GraphModule, epsilon: float, dtype: torch.dtype) -> Composite:

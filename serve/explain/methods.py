@@ -44,33 +44,41 @@ class Explainer:
     """One method made ready for one network; the set-up is paid once."""
 
     def __init__(
-        self, method: str, model: nn.Module, size: int, outputs: Outputs, precision: str = "auto"
+        self, method: str, model: nn.Module, size: int, outputs: Outputs, precision: str = "fp32"
     ) -> None:
-        """model: in eval mode; it stays as it is. UserError when the method is unknown or the
-        network has no such explanation."""
+        """model: in eval mode; it stays as it is. precision: fp32 or bf16, of LRP and
+        occlusion-drop. UserError when the method is unknown or the network has no such explanation,
+        or the device no such arithmetic."""
         check_methods([method])
         self.device = next(model.parameters()).device
         self.step = BATCH.get(self.device.type, BATCH["cpu"])
         self.explain = self._make(method, model, size, outputs, precision)
 
-    def __call__(self, images: np.ndarray, targets: Sequence[int]) -> Explained:
-        """images: (N, S, S) uint8, prepared; targets: the class to explain of each image. RunFailed
-        where the memory is too small for a single image."""
+    def __call__(
+        self, images: np.ndarray, targets: Sequence[int], logits: np.ndarray | None = None
+    ) -> Explained:
+        """images: (N, S, S) uint8, prepared; targets: the class to explain of each image; logits:
+        (N,) float32, the network's for them, which LRP's maps add up to; by default those of its
+        own pass. RunFailed where the memory is too small for a single image."""
         maps: list[np.ndarray] = []
         notes: list[dict[str, Any]] = []
         while len(notes) < len(images):
             part = slice(len(notes), len(notes) + self.step)
-            found = self._tried(images[part], targets[part])
+            found = self._tried(
+                images[part], targets[part], None if logits is None else logits[part]
+            )
             if found is None:
                 continue  # with fewer at once
             maps.append(found.maps)
             notes += found.notes
         return Explained(np.concatenate(maps), notes)
 
-    def _tried(self, images: np.ndarray, targets: Sequence[int]) -> Explained | None:
+    def _tried(
+        self, images: np.ndarray, targets: Sequence[int], logits: np.ndarray | None
+    ) -> Explained | None:
         """None where memory ran out, and the next try takes half as many."""
         try:
-            return self.explain(images, targets)
+            return self.explain(images, targets, logits)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -90,21 +98,23 @@ class Explainer:
 
     def _make(
         self, method: str, model: nn.Module, size: int, outputs: Outputs, precision: str
-    ) -> Callable[[np.ndarray, Sequence[int]], Explained]:
+    ) -> Callable[[np.ndarray, Sequence[int], np.ndarray | None], Explained]:
         if method == "lrp":
-            dtype = {"bf16": torch.bfloat16}.get(
-                Precision(precision, self.device).name, torch.float32
+            rounded = Precision(precision, self.device).name == "bf16"
+            lrp = Lrp(model, dtype=torch.bfloat16 if rounded else torch.float32)
+            return lambda images, targets, logits: _relevance(
+                lrp,
+                *self._tensors(images, targets),
+                None if logits is None else torch.tensor(logits, device=self.device),
             )
-            lrp = Lrp(model, dtype=dtype)
-            return lambda images, targets: _relevance(lrp, *self._tensors(images, targets))
         if method in ("gradcam", "cam"):
             draw = GradCam(model) if method == "gradcam" else Cam(model)
-            return lambda images, targets: Explained(
+            return lambda images, targets, _: Explained(
                 draw(*self._tensors(images, targets)).cpu().numpy(), [{} for _ in targets]
             )
-        occlusion = Occlusion(model, outputs, size, self.device)
-        flips = method == "occlusion"
-        return lambda images, targets: _occluded(
+        flips = method == "occlusion"  # whose calls are those of fp32 in any arithmetic
+        occlusion = Occlusion(model, outputs, size, self.device, "auto" if flips else precision)
+        return lambda images, targets, _: _occluded(
             [occlusion(image, target) for image, target in zip(images, targets)], flips
         )
 
@@ -113,8 +123,8 @@ class Explainer:
         return batch, torch.tensor(list(targets), device=self.device)
 
 
-def _relevance(lrp: Lrp, images: Tensor, classes: Tensor) -> Explained:
-    found = lrp(images, classes)
+def _relevance(lrp: Lrp, images: Tensor, classes: Tensor, logits: Tensor | None) -> Explained:
+    found = lrp(images, classes, logits)
     maps = found.maps.cpu().numpy()
     notes = [
         {

@@ -5,8 +5,8 @@ other sizes) and is painted black. Where the image is then no longer called what
 is marked. Read as: the paper gives neither number; a pixel's value is the share of the windows over
 it that are marked.
 
-The windows of an image go through the network in batches, in bf16 where training would, and those
-whose call is close then once more in fp32, so that the calls are those of fp32.
+The windows of an image go through the network in batches. Where the arithmetic is bf16 or fp16,
+those whose call is close go through it once more in fp32, so that the calls are those of fp32.
 """
 
 from collections.abc import Iterator
@@ -65,11 +65,19 @@ class Occluded:
 class Occlusion:
     """One network, and the windows for its size of image."""
 
-    def __init__(self, model: nn.Module, outputs: Outputs, size: int, device: torch.device) -> None:
-        """model: in eval mode, on the device, channels_last for speed."""
+    def __init__(
+        self,
+        model: nn.Module,
+        outputs: Outputs,
+        size: int,
+        device: torch.device,
+        precision: str = "fp32",
+    ) -> None:
+        """model: in eval mode, on the device, channels_last for speed; precision: see
+        train.precision; only the drops are rounded by it."""
         self.model, self.outputs, self.device = model, outputs, device
         self.windows = list(windows(size))
-        self.precision = Precision("auto", device)
+        self.precision = Precision(precision, device)
         self.cover = np.zeros((size, size), np.float32)
         for place in self.windows:
             self.cover[place] += 1
