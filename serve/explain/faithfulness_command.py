@@ -40,6 +40,7 @@ from shards.writer import write_atomic
 if TYPE_CHECKING:
     from torch import nn
 
+_Likeness = dict[str, dict[str, list[float | None]]]  # method -> other weights -> of each image
 FORMAT_VERSION = 1
 _OTHER = {"output_layer": "output layer", "all_layers": "network"}
 RANDOM = "random"  # noise in the place of a map: what chance gives
@@ -205,14 +206,12 @@ def _curve(ready: Explaining, case: _Case, order: np.ndarray, *, insert: bool) -
     return np.concatenate(parts)[:, case.target]
 
 
-def _sanity(
-    config: FaithfulnessConfig, ready: Explaining, cases: list[_Case]
-) -> dict[str, dict[str, list[float | None]]]:
-    """method -> which weights are other ones -> likeness of each image's map to the map of that
-    network; None where the map is unusable, or the other one empty."""
+def _sanity(config: FaithfulnessConfig, ready: Explaining, cases: list[_Case]) -> _Likeness:
+    """The likeness of each image's map to that of the network with other weights; None where the
+    map is unusable, or the other one empty."""
     from serve.explain.methods import Explainer
 
-    found: dict[str, dict[str, list[float | None]]] = {name: {} for name in ready.explainers}
+    found: _Likeness = {name: {} for name in ready.explainers}
     if not cases:
         return found
     for which, model in _randomised(ready.model, config.seed):
@@ -226,9 +225,7 @@ def _sanity(
     return found
 
 
-def _unusable_maps(
-    measured: dict[str, _Measured], sanity: dict[str, dict[str, list[float | None]]], total: int
-) -> list[str]:
+def _unusable_maps(measured: dict[str, _Measured], sanity: _Likeness, total: int) -> list[str]:
     """A sentence for each method and kind of map that is in no number."""
     said = []
     for name, one in measured.items():
@@ -269,7 +266,7 @@ def _summary(
     ready: Explaining,
     cases: list[_Case],
     measured: dict[str, _Measured],
-    sanity: dict[str, dict[str, float]],
+    sanity: _Likeness,
 ) -> dict[str, Any]:
     masks = [case.mask for case in cases if case.mask is not None]
     rows = [
