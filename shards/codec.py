@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from shards.bad_image import BadImage as BadImage
 from shards.declared import declared_depth
 from shards.depth import Values
+from shards.kinds import kind_of, unread_kind
 from shards.netpbm import decode_deep_netpbm
 from shards.png import MAX_SIDE, decode_plain_png, png_chunks
 
@@ -54,11 +55,15 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """Declared format and size, without decoding. BadImage when unreadable or too large."""
     if not data:
         raise BadImage("empty file")
+    if kind := unread_kind(data):
+        raise BadImage(f"{kind}: this kind is not read")
     try:
         with Image.open(io.BytesIO(data), formats=_READABLE) as image:
             header = ImageHeader(image.format or "", image.mode, *image.size)
     except UnidentifiedImageError:
-        raise BadImage("not an image") from None
+        known = kind_of(data)
+        what = f"{known} whose header is damaged or of a rare variant" if known else "not an image"
+        raise BadImage(what) from None
     except Exception as error:  # Pillow's parsers raise many kinds on damaged bytes
         raise BadImage(f"unreadable header: {error}") from error
     if max(header.width, header.height) > MAX_SIDE:
