@@ -3,6 +3,7 @@
 Nothing is decoded and no name is looked at: a file called .jpg may hold anything.
 """
 
+_NO_PREAMBLE = "a DICOM file without its preamble"
 _MAGIC: list[tuple[int, bytes, str]] = [  # at this place these bytes: this kind
     (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (0, b"II*\0", "a TIFF image"),
@@ -20,6 +21,10 @@ _MAGIC: list[tuple[int, bytes, str]] = [  # at this place these bytes: this kind
     (0, b"v/1\x01", "an OpenEXR image"),
     (0, b"SIMPLE  =", "a FITS image"),
     (128, b"DICM", "a DICOM file"),
+    (0, b"\x02\0\0\0UL", _NO_PREAMBLE),
+    (0, b"\x08\0\x05\0CS", _NO_PREAMBLE),
+    (0, b"\x08\0\x16\0UI", _NO_PREAMBLE),
+    (0, b"\x08\0\0\0\4\0\0\0", _NO_PREAMBLE),  # implicit, as ACR-NEMA has it
     (344, b"n+1\0", "a NIfTI volume"),
     (344, b"ni1\0", "a NIfTI volume"),
     (4, b"n+2\0\r\n\x1a\n", "a NIfTI volume"),
