@@ -87,7 +87,9 @@ def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return decode_doubtful(data, max_pixels)
 
 
-def decode_source(data: bytes, max_pixels: int = MAX_PIXELS, depth: int | None = 16) -> np.ndarray:
+def decode_source(
+    data: bytes, max_pixels: int = MAX_PIXELS, depth: int | None = None
+) -> np.ndarray:
     """A stranger's image or DICOM file -> (H, W) uint8 grey. depth: see `shards.depth`. BadImage.
     Only in a worker."""
     return decode_values(data, max_pixels).grey(depth)
