@@ -14,14 +14,17 @@ FILES = st.lists(st.tuples(NAMES, st.binary(max_size=700)), max_size=6)
 KINDS = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
 
 
-def pack(files: list[tuple[str, bytes]], layout: int = tarfile.GNU_FORMAT) -> bytes:
+def pack(
+    files: list[tuple[str, bytes]], layout: int = tarfile.GNU_FORMAT, *, ended: bool = True
+) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=layout) as tar:
         for name, data in files:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+        end = tar.offset
+    return buffer.getvalue() if ended else buffer.getvalue()[:end]
 
 
 def unpack(data: bytes, *, seekable: bool = False) -> list[tuple[str, bytes]]:
@@ -61,6 +64,19 @@ def test_a_header_of_a_huge_size_is_refused_unread(kind: bytes):
     info.type, info.size = kind, MAX_HEADER_BYTES + 1
     with pytest.raises(TarDamaged, match=f"a tar header of {info.size} bytes"):
         unpack(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 16))
+
+
+@given(FILES, FILES, st.integers(1, 30), st.integers(0, 511), st.booleans())
+def test_what_stands_behind_zero_blocks_is_read(before, behind, zeros, rest, seekable):
+    """A lone zero block, or an end mark with another tar joined to it, whose padding is cut."""
+    joined = pack(before, ended=False) + bytes(512 * zeros) + pack(behind) + bytes(rest)
+    assert unpack(joined, seekable=seekable) == unpack(pack(before)) + unpack(pack(behind))
+
+
+@pytest.mark.parametrize("more", [b"x", b"no tar" * 99, bytes(700) + b"x"])
+def test_data_behind_the_end_that_are_no_tar_are_damage(more: bytes):
+    with pytest.raises(TarDamaged, match="behind the mark of its end"):
+        unpack(pack([("a", b"a")]) + more)
 
 
 def test_what_is_no_file_holds_nothing():
