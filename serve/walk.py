@@ -6,24 +6,18 @@ from pathlib import Path
 from typing import Literal, cast
 
 from serve.score_folder import MARKS
-from shards.console import UserError
-from shards.remote import is_remote
+from shards.remote import MAX_FOLDERS, is_remote, too_deep
 
 FileKind = Literal["file", "link or device", "linked folder"]
-MAX_FOLDERS = 64  # in each other; a server may list folders without end
 
 
 def walk_files(folder: Path, depth: int = 0) -> Iterator[tuple[Path, FileKind]]:
     """Everything but folders below a folder, sorted; links are not followed, and what lies in
     folders of scores does not count. UserError for folders too deep in each other."""
     if depth > MAX_FOLDERS:
-        raise UserError(f"more than {MAX_FOLDERS} folders in each other: {folder}; name one in it")
+        raise too_deep(folder)
     if is_remote(folder):
-        for found in folder.iterdir():
-            if found.is_dir():
-                yield from walk_files(cast(Path, found), depth + 1)
-            else:
-                yield cast(Path, found), "file"
+        yield from ((cast(Path, file), "file") for file in folder.files())
         return
     with os.scandir(folder) as listed:
         items = sorted(listed, key=lambda item: item.name)

@@ -19,8 +19,9 @@ from shards.remote_file import RemoteFile
 
 T = TypeVar("T")
 HTTP = ("http", "https")
+MAX_FOLDERS = 64  # in each other; a server may list folders without end
 # What is put into these is there whole or not at all; elsewhere a name is given at the end.
-_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
 _S3_LIMITS = {"chunksize": 2**24, "max_concurrency": 4}  # else 500 MB of memory per upload
 _VERSIONS = ("ETag", "Last-Modified", "LastModified", "mtime", "created", "etag", "updated")
 
@@ -38,17 +39,24 @@ class RemotePath:
     path: as the file system names it; info: what a listing said of it, None when nobody asked.
     """
 
-    __slots__ = ("_info", "fs", "path", "protocol", "query")
+    __slots__ = ("_below", "_info", "fs", "path", "protocol", "query")
 
     def __init__(
         self, fs: Any, protocol: str, path: str, query: str = "", info: Any = None
     ) -> None:
         self.fs, self.protocol, self.path, self.query = fs, protocol, path.rstrip("/"), query
         self._info = info
+        self._below: list[RemotePath] | None = None
+
+    @property
+    def plain(self) -> str:
+        """The path without what HTTP quotes: of `a%20b.png`, `a b.png`."""
+        return unquote(self.path) if self.protocol in HTTP else self.path
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return tuple(map(self._plain, self.path.split("/")))
+        http = self.protocol in HTTP
+        return tuple(unquote(part) if http else part for part in self.path.split("/"))
 
     @property
     def name(self) -> str:
@@ -79,11 +87,6 @@ class RemotePath:
 
     def with_suffix(self, suffix: str) -> "RemotePath":
         return self.with_name(self.stem + suffix)
-
-    def relative_to(self, other: "RemotePath") -> PurePosixPath:
-        if other.parts != self.parts[: len(other.parts)]:
-            raise ValueError(f"{self} is not below {other}")
-        return PurePosixPath(*self.parts[len(other.parts) :])
 
     def __str__(self) -> str:
         return self.path if self.protocol in HTTP else f"{self.protocol}://{self.path.lstrip('/')}"
@@ -132,18 +135,49 @@ class RemotePath:
         """What is in the folder, sorted. FileNotFoundError when there is none."""
         infos = self._attempt(lambda: self.fs.ls(self.path, detail=True))
         for info in sorted(infos, key=lambda info: str(info["name"])):
-            path = info["name"].rstrip("/")
-            # A folder's own marker is listed beside its content; an HTTP index has other links.
-            if path.rpartition("/")[0] == self.path and not {"?", "#"} & set(path):
-                yield RemotePath(self.fs, self.protocol, path, info=info)
+            found = self._listed(info)
+            if found is not None and found.path.rpartition("/")[0] == self.path:
+                yield found
 
-    def walk(self) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
-        """As os.walk, sorted."""
-        inside = sorted(self.iterdir())
-        folders = [path.name for path in inside if path.is_dir()]
-        yield self, folders, [path.name for path in inside if path.name not in folders]
-        for name in folders:
-            yield from (self / name).walk()
+    def files(self, depth: int = 0) -> Iterator["RemotePath"]:
+        """All files below, sorted by the parts of their paths. Of an object store every object: a
+        key may hold `#`, `?` and `//`. UserError for folders too deep in each other."""
+        if depth > MAX_FOLDERS:
+            raise too_deep(self)
+        if self.protocol in OBJECT_STORES:
+            yield from self._objects()
+            return
+        for found in self.iterdir():
+            if found.is_dir():
+                yield from found.files(depth + 1)
+            else:
+                yield found
+
+    def _objects(self) -> list["RemotePath"]:
+        """One listing, which is kept, without a request for every folder."""
+        if self._below is not None:
+            return self._below
+        folder = self.path.rstrip("/")
+        behind = {"prefix": slashes} if (slashes := self.path[len(folder) :]) else {}
+        infos = self._attempt(lambda: self.fs.find(folder, detail=True, **behind)).values()
+        self.fs.invalidate_cache()  # s3fs takes what it cached of keys with // for folders
+        listed = (self._listed(info) for info in infos if info["name"] != self.path)
+        self._below = sorted((one for one in listed if one), key=lambda one: one.path.split("/"))
+        return self._below
+
+    def _listed(self, info: dict[str, Any]) -> "RemotePath | None":
+        """What a listing tells of. None for the marker of a folder, which is listed beside what is
+        in it, and for other links of an HTTP index."""
+        name = info["name"]
+        path = name.rstrip("/")
+        if self.protocol not in OBJECT_STORES:
+            linked = {"?", "#"} & set(path)
+            return None if linked else RemotePath(self.fs, self.protocol, path, info=info)
+        if path != name and info["type"] == "file" and not info["size"]:
+            return None
+        found = RemotePath(self.fs, self.protocol, path, info=info)
+        found.path = name  # an object's key may end in a slash
+        return found
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
         """pattern: names with * and ?, and / between them."""
@@ -216,7 +250,7 @@ class RemotePath:
 
     def put(self, path: Path) -> None:
         """Make this the content of a local file: at once, or not at all."""
-        if self.protocol in _OBJECT_STORES:
+        if self.protocol in OBJECT_STORES:
             limits = _S3_LIMITS if self.protocol in ("s3", "s3a") else {}
             self._attempt(lambda: self.fs.put_file(str(path), self.path, **limits))
         else:
@@ -236,9 +270,6 @@ class RemotePath:
 
     def _at(self, path: str) -> "RemotePath":
         return RemotePath(self.fs, self.protocol, path)
-
-    def _plain(self, part: str) -> str:
-        return unquote(part) if self.protocol in HTTP else part
 
     @property
     def _url(self) -> str:
@@ -275,6 +306,22 @@ def check_writable(path: Path) -> None:
     """UserError for a URL that nothing can be written to."""
     if is_remote(path) and path.protocol in HTTP:
         raise UserError(f"{path} cannot be written to; allowed: a folder, or a URL such as s3://")
+
+
+def too_deep(folder: object) -> UserError:
+    """For folders in each other without end, or nearly."""
+    return UserError(f"more than {MAX_FOLDERS} folders in each other: {folder}; name one in it")
+
+
+def name_below(path: Path, folder: Path) -> str:
+    """What a file is called in a folder: with / between folders, and exactly as a key has it."""
+    if not is_remote(path):
+        return path.relative_to(folder).as_posix()
+    assert is_remote(folder)
+    begin = f"{folder.path}/"
+    if not path.path.startswith(begin):
+        raise ValueError(f"{path} is not below {folder}")
+    return path.plain.removeprefix(folder.plain + "/")
 
 
 def is_remote(path: Any) -> TypeGuard[RemotePath]:

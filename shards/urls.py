@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import tyro
 
 from shards.console import UserError
-from shards.remote import HTTP, RemotePath
+from shards.remote import HTTP, OBJECT_STORES, RemotePath
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of this project that brings its package
@@ -48,12 +48,16 @@ def path_of(text: str) -> Path:
         )
     if protocol in ("file", "local"):
         return Path(unquote(parts.path))
-    if parts.query and protocol not in HTTP:
+    # Of an object's key ? and # are parts, and ? stands for a character; `?name=value` is neither.
+    is_key = protocol in OBJECT_STORES and "=" not in parts.query
+    if parts.query and protocol not in HTTP and not is_key:
         raise UserError(f"{shown} was given with a query; allowed: a plain URL of a folder or file")
     fs = _file_system(protocol, shown)
     fs.invalidate_cache()  # a command sees what is there when it begins
-    plain = text.partition("?")[0].partition("#")[0] if protocol in HTTP else text
-    return cast(Path, RemotePath(fs, protocol, str(fs._strip_protocol(plain)), parts.query))
+    http = protocol in HTTP
+    plain = text.partition("?")[0].partition("#")[0] if http else text
+    query = parts.query if http else ""
+    return cast(Path, RemotePath(fs, protocol, str(fs._strip_protocol(plain)), query))
 
 
 def _file_system(protocol: str, shown: str) -> Any:

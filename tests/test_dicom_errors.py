@@ -108,7 +108,7 @@ def test_a_store_that_fails_names_no_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("shards.remote_errors.WAIT_S", 0.0)
     for path in src.rglob("*.dcm"):
         memory.pipe_file(f"/raw/{path.relative_to(src)}", path.read_bytes())
-    for method in ("cat_file", "info", "ls"):
+    for method in ("cat_file", "ls"):
         whole = getattr(type(memory), method)
 
         def failing(self, path, *arguments, whole=whole, **options):
