@@ -1,14 +1,14 @@
-"""The files of a folder with all below it, of a tar, a tar.gz or a zip, met in one pass.
+"""The files of a folder with all below it, of a tar, a compressed tar or a zip, met in one pass.
 
 Nothing is unpacked. Names of members are compared and hashed, never used as paths, and no error
 names a file inside, but by its number: names of DICOM files are often those of patients.
 """
 
-import gzip
 import io
 import lzma
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,16 +20,20 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ingest.files import Walk, is_link, version_of, walk
+from ingest.files import files_below, version_of
 from ingest.record import MAX_FILE_BYTES
 from shards.codec import BadImage
 from shards.console import RunFailed, UserError
 from shards.dicom_header import NotDicom
-from shards.remote import is_remote
-from shards.tars import READ_BYTES, TarDamaged, members, open_tar
+from shards.kinds import kind_of
+from shards.remote import is_remote, name_below
+from shards.tars import READ_BYTES, TarDamaged, is_tar, members, not_a_tar, open_tar
+from shards.unpack import opener_of
+from shards.zips import ZipDamaged, is_folder, member_name, open_zip
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-_TAR_ERRORS = (TarDamaged, tarfile.TarError, EOFError, ValueError)
+_NO_LIST = (ZipDamaged, ValueError, EOFError, OverflowError, NotImplementedError, struct.error)
+_TAR_ERRORS = (TarDamaged, tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,36 +91,33 @@ def _opener(src: Path) -> Callable[[Path], Iterator[FoundFile]]:
         head = file.read(512)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip_files
-    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
+    if opener_of(head) is not None or is_tar(head):
         return _tar_files
-    raise UserError(f"{src} is no archive; allowed: a folder, a tar, a tar.gz or a zip")
+    found = kind_of(head) or "no archive"
+    raise UserError(
+        f"{src} is {found}; allowed: a folder, a zip, a tar, or a tar in gzip, bzip2, xz, lzma or "
+        "zstd"
+    )
 
 
 def _folder_files(folder: Path) -> Iterator[FoundFile]:
     number = 0
-    for place, inner, names in _walk(folder):
-        inner.sort()
-        for name in inner:
-            with _nameless("a folder below --src"):
-                linked = is_link(place / name)
-            if linked:
-                yield _link((place / name).relative_to(folder).as_posix(), "")
-        for name in sorted(names):
-            number += 1
-            found = _look_at(folder, place / name, number)
-            if found:
-                yield found
+    for path, linked in _below(folder):
+        number += not linked
+        file = _link(name_below(path, folder), "") if linked else _look_at(folder, path, number)
+        if file:
+            yield file
 
 
-def _walk(folder: Path) -> Walk:
+def _below(folder: Path) -> Iterator[tuple[Path, bool]]:
     with _nameless("a folder below --src") if is_remote(folder) else nullcontext():
-        yield from walk(folder, onerror=_refuse_folder)
+        yield from files_below(folder, onerror=_refuse_folder)
 
 
 def _look_at(folder: Path, path: Path, number: int) -> FoundFile | None:
     """None: gone since its folder was listed."""
     what = f"file {number} below --src (counted folder by folder, by name)"
-    name = path.relative_to(folder).as_posix()
+    name = name_below(path, folder)
     with _nameless(what):
         try:
             if path.is_file():
@@ -169,16 +170,17 @@ def _zip_files(path: Path) -> Iterator[FoundFile]:
     stamp = _stamp(path)
     with path.open("rb") as file:
         try:
-            archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            archive = open_zip(file)
+        except (*_ZIP_ERRORS, *_NO_LIST) as error:
             raise _damaged(path, error) from None
         with archive:
             for info in archive.infolist():
+                name = member_name(info)
                 if stat.S_ISLNK(info.external_attr >> 16):
-                    yield _link(info.filename, stamp)
-                elif not info.is_dir():
+                    yield _link(name, stamp)
+                elif not is_folder(info):
                     opening = partial(_open_member, archive, info)
-                    yield FoundFile(info.filename, stamp, info.file_size, opening)
+                    yield FoundFile(name, stamp, info.file_size, opening)
 
 
 def _open_member(
@@ -209,20 +211,29 @@ class _Member(io.RawIOBase):
 def _intact_tar(path: Path) -> Iterator[None]:
     try:
         yield
-    except (*_TAR_ERRORS, zlib.error, gzip.BadGzipFile) as error:
+    except _TAR_ERRORS as error:
+        raise _damaged(path, error) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the disk's fault; what decompresses gives no number
         raise _damaged(path, error) from None
 
 
 def _tar_files(path: Path) -> Iterator[FoundFile]:
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    # gzip.open and not tarfile's own "r|gz", which stops at the end of the first gzip member.
-    with path.open("rb") as file, gzip.open(file) if packed else nullcontext(file) as raw:
-        stream = cast(BinaryIO, raw)
+        opener = opener_of(file.read(512))
+        file.seek(0)
+        if opener:
+            with _intact_tar(path):
+                reason = not_a_tar(opener(file).read(512))
+            if reason:
+                raise UserError(f"{path}: {reason}")
+    # Not tarfile's own "r|gz", which stops at the end of the first gzip member.
+    with path.open("rb") as file, opener(file) if opener else nullcontext(file) as stream:
         yield from _members(path, stream)
         with _intact_tar(path):
             while stream.read(READ_BYTES):
-                pass  # to the end, where gzip keeps the checksum of all that was read
+                pass  # to the end, where the check sum of all that was read stands
 
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[FoundFile]:
@@ -237,8 +248,10 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[FoundFile]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
+    ours = isinstance(error, (TarDamaged, ZipDamaged))  # others may quote a member's name
+    why = error if ours else type(error).__name__
     return UserError(
-        f"{path} is damaged or cut short ({type(error).__name__}); fetch it again, then run the "
+        f"{path} is damaged or cut short ({why}); fetch it again, then run the "
         "same command: it goes on where it stopped"
     )
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from os.path import isfile  # False for a name that is too long, where Path.is_file raises
 from pathlib import Path
 
-from ingest.files import folder_image, image_files, is_link, kind_passed_over, walk
+from ingest.files import files_below, folder_image, image_files, kind_passed_over
 from ingest.record import PASSED_OVER, Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError, warn
 from shards.labels import Vocabulary
-from shards.remote import is_remote
+from shards.members import is_system_file
+from shards.remote import is_remote, name_below
 from shards.splits import TEST, TRAIN, VAL, splits_of
 
-_SYSTEM_FOLDER = "__MACOSX"  # macOS puts `._x.jpeg` there for every x.jpeg it packs
 _SYNTHETIC = "SYNTHETIC"  # this file marks a data set as drawn
 _KINDS = 6  # of files passed over are told apart; numbers behind a dot make many
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # of a folder, and in front of every shard's name
@@ -85,7 +85,9 @@ def files_by_name(folder: Path) -> dict[str, Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders right inside a folder, sorted; without hidden ones and macOS's."""
-    return sorted(path for path in folder.iterdir() if _is_plain(path.name) and path.is_dir())
+    return sorted(
+        path for path in folder.iterdir() if not is_system_file(path.name) and path.is_dir()
+    )
 
 
 def image_tree(root: Path, folder: Path, passed: Counter[str]) -> dict[str, Path]:
@@ -93,15 +95,15 @@ def image_tree(root: Path, folder: Path, passed: Counter[str]) -> dict[str, Path
     passed: gets the other files, by kind_passed_over()."""
     found = {}
     links = 0
-    for parent, folders, names in walk(folder):
-        folders[:] = [name for name in folders if _is_plain(name)]
-        links += sum(is_link(parent / name) for name in folders)
-        for path in (parent / name for name in names if name != _SYNTHETIC):
-            kind = kind_passed_over(path)
-            if kind:
-                passed[kind] += 1
-            elif not path.name.startswith("."):
-                found[path.relative_to(root).as_posix()] = path
+    for path, linked in files_below(folder):
+        if is_system_file(name_below(path, folder)) or path.name == _SYNTHETIC:
+            continue
+        kind = None if linked else kind_passed_over(path)
+        links += linked
+        if kind:
+            passed[kind] += 1
+        elif not linked:
+            found[name_below(path, root)] = path
     if links:
         warn(f"{links} folders below {folder} are links; what lies behind them is not read")
     return dict(sorted(found.items()))
@@ -158,7 +160,3 @@ def present(files: Mapping[str, Path]) -> dict[str, Path]:
     folders = {path.parent for path in files.values()}  # each listed once: no request per file
     there = {path: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
     return {location: there[path] for location, path in files.items() if path in there}
-
-
-def _is_plain(name: str) -> bool:
-    return not name.startswith(".") and name != _SYSTEM_FOLDER

@@ -18,18 +18,18 @@ from typing import BinaryIO, cast
 from ingest.record import MAX_FILE_BYTES, SourceImage
 from shards.codec import BadImage
 from shards.console import UserError
-from shards.remote import is_remote
+from shards.members import is_system_file
+from shards.remote import RemotePath, is_remote
 from shards.tars import READ_BYTES, TarDamaged, members, open_tar, read_member
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}  # browsers on Windows save .jfif
 _OTHERS = {".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
 IMAGE_SUFFIXES = frozenset(_JPEG | _OTHERS)
-Walk = Iterator[tuple[Path, list[str], list[str]]]  # folder, names of the folders and files in it
 
 
 def is_image_name(name: str) -> bool:
-    """By the suffix; hidden files (`._x.png`, left by macOS) are none."""
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    """By the suffix; what a system left (`._x.png`, say) is none."""
+    return not is_system_file(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -39,8 +39,8 @@ def image_files(folder: Path) -> list[Path]:
 
 def kind_passed_over(path: Path) -> str | None:
     """What a file in a folder of images is counted as, if it is none by its name: its suffix, or
-    that nothing can be read; None for images, folders and hidden files."""
-    if path.name.startswith("."):
+    that nothing can be read; None for images, folders and what a system left."""
+    if is_system_file(path.name):
         return None
     if path.is_file():
         return None if is_image_name(path.name) else path.suffix.lower() or "without suffix"
@@ -56,15 +56,28 @@ def folder_image(path: Path, location: str) -> SourceImage:
     return SourceImage(location, _stamp(path), read, remote, None if remote else path)
 
 
-def walk(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Walk:
-    """os.walk, for a URL too."""
+def files_below(
+    folder: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, bool]]:
+    """All files below a folder, those of a folder by name and before those of the folders in it,
+    and whether each is a link to a folder instead, which is not followed. onerror: see os.walk."""
     if is_remote(folder):
-        return cast(Walk, folder.walk())
-    return ((Path(place), inner, names) for place, inner, names in os.walk(folder, onerror=onerror))
+        files = sorted(folder.files(), key=_walk_order)
+        yield from ((cast(Path, file), False) for file in files)
+        return
+    for place, inner, names in os.walk(folder, onerror=onerror):
+        inner.sort()
+        yield from ((path, True) for name in inner if is_link(path := Path(place, name)))
+        yield from ((Path(place, name), False) for name in sorted(names))
+
+
+def _walk_order(file: RemotePath) -> list[tuple[bool, str]]:
+    *folders, name = file.path.split("/")
+    return [*((True, folder) for folder in folders), (False, name)]
 
 
 def is_link(folder: Path) -> bool:
-    """Whether walk() passes over this folder because it is a link: links may lead in circles."""
+    """Whether a folder is a link, which is not followed: links may lead in circles."""
     return not is_remote(folder) and folder.is_symlink()
 
 

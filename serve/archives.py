@@ -1,16 +1,17 @@
 """Images of an archive, one after the other, in constant memory; nothing is unpacked to disk.
 
-Archives: tar (so also the shards), tar.gz, tar.bz2, tar.xz, zip, a folder, image files; and
-archives in archives, 3 deep. Names inside an archive are labels, never paths. What is not an image
-by its extension is skipped and counted. A zip's list of members is read whole, and a zip that lies
-compressed in another archive is held in memory (256 MiB at most); all else streams, URLs too.
+Archives: tar (so also the shards), plain or in gzip, bzip2, xz, lzma or zstd; zip, a folder, image
+files; and archives in archives, 3 deep. A container of another kind is an error that names the
+kind. Names inside an archive are labels, never paths. What is not an image by its extension is
+skipped and counted. A zip's list of members is read whole, and a zip that lies compressed in
+another archive is held in memory (256 MiB at most); all else streams, URLs too.
 """
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from serve.entries import (
     MAX_MEMBER_BYTES,
+    UNREAD_KINDS,
     ArchiveDamaged,
     BadMember,
     Bomb,
@@ -31,42 +33,25 @@ from serve.entries import (
     is_input,
     is_packed,
     is_shard_name,
-    label,
+    is_unread_name,
     make_entry,
-    opener_of,
     refused_entry,
     too_large,
 )
 from serve.tars import compressed_tar_members, tar_members
 from serve.walk import FileKind, walk_files
 from serve.zips import zip_members
-from shards.console import RunFailed
-from shards.remote import RemotePath, is_remote
+from shards.kinds import kind_of
+from shards.remote import is_remote, name_below
+from shards.tars import is_tar
+from shards.unpack import opener_of
 
 MAX_DEPTH = 3  # archives around an image
 
 LINK = "a link or device, which is not followed"
 LINKED_FOLDERS = "linked folders"
 
-Kind = Literal["tar", "compressed tar", "zip", "folder", "files"]
-_MIB = 1 << 20
-_BLOCKS, _BLOCK_BYTES = 64, 64 << 10  # with the two ends 6 MiB of reading
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Names an archive's content without reading all of it. sha256: of a file's first and last MiB
-    and of 64 KiB at 64 places between them (so of all of one under 4 MiB; in a larger one a change
-    that lies between the places is not seen), or behind a URL of the two MiB and of what its server
-    calls the version; of the names, sizes and times of change (versions) of the files of a folder
-    or a list, which a copy of them has to keep."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-    def to_dict(self) -> dict[str, str | int]:
-        return asdict(self)
+Kind = Literal["tar", "compressed tar", "zip", "unread", "folder", "files"]
 
 
 @dataclass
@@ -108,12 +93,12 @@ class Archive:
         size = self.path.stat().st_size
         budget = Budget(size)
         with self.path.open("rb") as file:
-            stream = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file))
+            stream = _peekable(file)
             local = not is_remote(self.path)
             piece = partial(Piece, str(self.path), str(self.called)) if local else None
             found = _members(
                 self.kind,
-                cast(BinaryIO, stream),
+                stream,
                 size,
                 budget,
                 seekable=True,
@@ -126,13 +111,13 @@ class Archive:
         """(name, file, what it is) of a folder or a list of files, whose links are followed: they
         were named."""
         if self.kind == "files":
-            names = [str(file).split("/") for file in self.files]
+            names = [_text(file).split("/") for file in self.files]
             folders = zip(*(name[:-1] for name in names))
             common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, folders))
             yield from (("/".join(n[common:]), f, "file") for n, f in zip(names, self.files))
             return
         for file, kind in walk_files(self.path):
-            name = file.relative_to(self.path).as_posix()
+            name = name_below(file, self.path)
             # Archives are archives of their own, see find_archives.
             if kind != "file" or not is_packed(name):
                 yield name, file, kind
@@ -142,81 +127,22 @@ class Archive:
             if kind == "linked folder":
                 self.skipped[LINKED_FOLDERS] += 1
                 continue
-            read, stream = partial(_read_file, file), cast(Any, partial(file.open, "rb"))
+            read, stream = partial(_read_file, file), partial(_open_file, file)
             piece = None if is_remote(file) else _whole(file, self.called)
             yield Member(name, 0, read=read, stream=stream, link=kind != "file", piece=piece)
 
 
-def identify(archive: Archive) -> Identity:
-    """Size and hash that change when the archive is replaced by another. Asks a server anew."""
-    digest = hashlib.sha256()
-    path = fresh(archive.path)
-    if archive.kind in ("folder", "files"):
-        total = 0
-        files = tuple(fresh(file) for file in archive.files)
-        for name, file, kind in Archive(path, archive.kind, files).named_files():
-            if kind != "file":
-                digest.update(f"{label(name)}\0{kind}\n".encode())
-            else:
-                found = _stat(file, archive)
-                total += found.st_size
-                changed = found.version if is_remote(file) else found.st_mtime_ns
-                digest.update(f"{label(name)}\0{found.st_size}\0{changed}\n".encode())
-        return Identity(place_of(archive.called), total, digest.hexdigest())
-    found = _stat(path, archive)
-    for part in _sampled(path, found.st_size):
-        digest.update(part)
-    digest.update(getattr(found, "version", "").encode())
-    return Identity(place_of(archive.called), found.st_size, digest.hexdigest())
+def _text(path: Path) -> str:
+    """In which a file that a URL names is called as where its folder is named."""
+    return path.plain if is_remote(path) else str(path)
 
 
-def _sampled(path: Path, size: int) -> Iterator[bytes]:
-    """The first and the last MiB; of a local file also the blocks between them."""
-    last = max(0, size - _MIB)
-    # A stream would ask for 13 MiB ahead, from each of a thousand archives.
-    if is_remote(path) and last:
-        yield path.read_range(0, _MIB)
-        yield path.read_range(last, size)
-        return
-    with path.open("rb") as stream:
-        yield stream.read(_MIB)
-        if not is_remote(path):
-            for number in range(_BLOCKS):
-                stream.seek(number * size // _BLOCKS)
-                yield stream.read(_BLOCK_BYTES)
-        stream.seek(last)
-        yield stream.read(_MIB)
-
-
-def _stat(path: Path, archive: Archive) -> Any:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        part = "" if path == archive.path else "a file of "
-        raise RunFailed(
-            f"{part}{archive.called} is gone; bring it back, and the same command goes on"
-        ) from None
-
-
-def fresh(path: Path) -> Path:
-    """The same path, which has not asked its server anything yet."""
-    if not is_remote(path):
-        return path
-    path.fs.invalidate_cache()
-    return cast(Path, RemotePath(path.fs, path.protocol, path.path, path.query))
-
-
-def place_of(path: Path) -> str:
-    """The absolute path, or the URL without its query."""
-    return str(path) if is_remote(path) else str(path.resolve())
-
-
-def kind_of(head: bytes, name: str) -> Kind | None:
+def archive_kind(head: bytes, name: str) -> Kind | None:
     """By the first 512 bytes; by the name where those do not tell (an archive that was cut
     short). None: no archive."""
     if opener_of(head) is not None:
         return "compressed tar"
-    if head[257:262] == b"ustar":
+    if is_tar(head):
         return "tar"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
@@ -225,7 +151,9 @@ def kind_of(head: bytes, name: str) -> Kind | None:
         return "tar"
     if lower.endswith(".zip"):
         return "zip"
-    return "compressed tar" if is_archive_name(name) else None
+    if is_archive_name(name):
+        return "compressed tar"
+    return "unread" if is_unread_name(name) or kind_of(head) in UNREAD_KINDS else None
 
 
 def _whole(path: Path, called: Path) -> Piece | None:
@@ -240,14 +168,41 @@ def _whole(path: Path, called: Path) -> Piece | None:
 
 
 def _read_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data: bytes = file.read(MAX_MEMBER_BYTES + 1)
-    except PermissionError as error:
-        raise BadMember("no permission to read it") from error
+    with _readable(path), _open_file(path) as file:
+        data = file.read(MAX_MEMBER_BYTES + 1)
     if len(data) > MAX_MEMBER_BYTES:
         raise BadMember(too_large(path.stat().st_size))
     return data
+
+
+def _open_file(path: Path) -> BinaryIO:
+    with _readable(path):
+        return _peekable(path.open("rb"))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """BadMember for a file that is there and cannot be read."""
+    try:
+        yield
+    except PermissionError as error:
+        raise BadMember("no permission to read it") from error
+    except FileNotFoundError as error:
+        if not is_remote(path):
+            raise  # it was there, and is gone
+        raise BadMember("its store lists it, and does not find it") from error
+
+
+def _peekable(file: BinaryIO) -> BinaryIO:
+    return file if hasattr(file, "peek") else cast(BinaryIO, io.BufferedReader(cast(Any, file)))
+
+
+def _head(stream: BinaryIO) -> bytes:
+    return guarded(lambda: cast(Any, stream).peek(512)[:512], ArchiveDamaged)
+
+
+def _unread(head: bytes) -> str:
+    return f"{kind_of(head) or 'a container of an unknown kind'}, which is not read; unpack it"
 
 
 def _members(
@@ -264,7 +219,9 @@ def _members(
         return tar_members(stream, size, seekable=seekable, in_order=in_order, piece=piece)
     if kind == "zip":
         return zip_members(stream, budget)
-    head = guarded(lambda: cast(Any, stream).peek(16)[:16], ArchiveDamaged)
+    head = _head(stream)
+    if kind == "unread":
+        raise ArchiveDamaged(_unread(head))
     return compressed_tar_members(stream, opener_of(head), budget)
 
 
@@ -279,7 +236,8 @@ def _entries(
     around are called, with `/`."""
     archives = 0
     for member in found:
-        packed = is_packed(member.name) and not member.link
+        unread = is_unread_name(member.name)
+        packed = (unread or is_packed(member.name)) and not member.link
         archives += packed
         by_number = packed and not (outer.keep_names or is_shard_name(member.name))
         name = place + (f"archive-{archives}" if by_number else member.name)
@@ -287,6 +245,8 @@ def _entries(
             outer.skipped["other files"] += 1
         elif member.link:
             yield refused_entry(name, LINK)
+        elif unread:
+            yield _unread_entry(member, name, outer)
         elif packed:
             budget.spend(member.cost)
             yield from _nested(member, name, outer, budget, depth)
@@ -300,6 +260,16 @@ def _entries(
             yield make_entry(name, read, member.piece)
 
 
+def _unread_entry(member: Member, name: str, outer: Archive) -> Entry:
+    try:
+        with member.stream() as stream:
+            reason = _unread(_head(stream))
+    except (ArchiveDamaged, BadMember) as error:
+        reason = str(error)
+    outer.damaged.append(reason)
+    return refused_entry(name, reason)
+
+
 def _nested(
     member: Member, name: str, outer: Archive, budget: Budget, depth: int
 ) -> Iterator[Entry]:
@@ -311,8 +281,7 @@ def _nested(
         if member.refusal is not None:
             raise BadMember(member.refusal)
         with member.stream() as stream:
-            head = guarded(lambda: cast(Any, stream).peek(512)[:512], ArchiveDamaged)
-            kind = kind_of(head, member.name)
+            kind = archive_kind(_head(stream), member.name)
             assert kind is not None  # its name is an archive's
             if kind == "zip" and not member.seekable:
                 if member.size > MAX_MEMBER_BYTES:

@@ -15,8 +15,9 @@ from functools import partial
 from typing import BinaryIO
 
 from serve.entries import ArchiveDamaged, Budget, guarded
+from shards.zips import HEADER_SIGN
 
-HEADER_SIGN, _SIZES_SIGN = b"PK\x03\x04", b"PK\x07\x08"
+_SIZES_SIGN = b"PK\x07\x08"
 # Sign, version, flags, method, time, date, CRC-32, the two sizes, lengths of name and extra fields.
 _HEADER = struct.Struct("<4s5H3L2H")
 _SIZES = (struct.Struct("<LLL"), struct.Struct("<LQQ"))  # CRC-32, size in the zip, size

@@ -1,21 +1,25 @@
 """One input of an archive, and the limits that every kind of archive keeps."""
 
-import bz2
 import errno
-import gzip
 import hashlib
-import lzma
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar
 
 from shards.console import RunFailed, UserError
+from shards.members import is_system_file
 from shards.sample import make_key
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+ARCHIVE_SUFFIXES = (
+    *(".tar", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz"),
+    *(".tar.zst", ".tzst", ".tar.lzma", ".tlz"),
+)
+# Of one file, or of a kind that nothing here reads.
+UNREAD_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lzma", ".lz4", ".lz", ".7z", ".rar", ".cab")
+UNREAD_KINDS = ("a 7z archive", "a rar archive", "an lz4 file")  # under any name
 MAX_MEMBER_BYTES = 256 << 20
 # Deflate reaches 1032:1 on zeros; archives of radiographs stay near 1:1.
 MAX_EXPANSION = 100
@@ -130,14 +134,19 @@ class Budget:
 
 def is_input(name: str) -> bool:
     """Whether a member is to be scored: unknown extensions are, hidden files and tables are not."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
-    return not (hidden or "__MACOSX" in path.parts or path.suffix.lower() in OTHER_SUFFIXES)
+    other = PurePosixPath(name).suffix.lower() in OTHER_SUFFIXES
+    return not (other or is_system_file(name))
 
 
 def is_archive_name(name: str) -> bool:
-    """By its extension."""
+    """By its extension: an archive of a kind that is read."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_unread_name(name: str) -> bool:
+    """By its extension: a container that is not read, as `.7z`, or `x.png.gz`."""
+    unread = name.lower().endswith(UNREAD_SUFFIXES) and not is_archive_name(name)
+    return unread and is_input(name)
 
 
 def is_packed(name: str) -> bool:
@@ -170,7 +179,8 @@ def row_names(entry: Entry, data: bytes | None, number: int) -> tuple[str, str]:
     """
     may_be = _may_be_dicom(entry.name)
     if data is None:
-        name = f"input-{number}" if may_be or is_archive_name(entry.name) else None
+        packed = is_archive_name(entry.name) or is_unread_name(entry.name)
+        name = f"input-{number}" if may_be or packed else None
         if is_shard_name(entry.name) or _NUMBERS.fullmatch(entry.name):
             return entry.name, f"input-{number}"
     elif data[_DICOM_MARK] == b"DICM" or (may_be and not data.startswith(_PICTURES)):
@@ -205,17 +215,6 @@ def refused_entry(name: str, reason: str) -> Entry:
 def too_large(size: int) -> str:
     """The reason for refusing a member of this size."""
     return f"{size} bytes, over the limit of {MAX_MEMBER_BYTES} for one file"
-
-
-def opener_of(head: bytes) -> Callable[[BinaryIO], BinaryIO] | None:
-    """What decompresses a file that begins like this; None when nothing here does."""
-    if head.startswith(b"\x1f\x8b"):
-        return lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))
-    if head.startswith(b"BZh"):
-        return lambda file: cast(BinaryIO, bz2.BZ2File(file))
-    if head.startswith(b"\xfd7zXZ\x00"):
-        return lambda file: cast(BinaryIO, lzma.LZMAFile(file))
-    return None
 
 
 def guarded(step: Callable[[], _T], failure: type[Exception]) -> _T:

@@ -19,12 +19,13 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 
 from serve.again import options_given
-from serve.archives import LINKED_FOLDERS, Archive, identify, place_of
+from serve.archives import LINKED_FOLDERS, Archive
 from serve.decode import start_workers
 from serve.dry_run import DryRun, dry_run
 from serve.entries import label
 from serve.foreign import Normalise, Outputs
 from serve.gpus import on_the_others, wanted_gpus
+from serve.identity import identify, place_of
 from serve.model_info import ModelInfo
 from serve.network import Network, sha256_of
 from serve.opened import foreign, open_network
@@ -35,7 +36,6 @@ from serve.score_inputs import LIST_SIGN, find_archives, list_of
 from serve.score_run import Share, Work, run_here, shares_of
 from serve.thresholds import PointName, pick
 from shards.console import RunFailed, UserError
-from shards.depth import Depth
 from shards.remote import is_remote
 
 
@@ -48,9 +48,9 @@ class ScoreConfig:
     out: Path
     """Folder of the scores; the same command again goes on where it stopped."""
     archives: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Tar (shards too), tar.gz, zip, folders (with the archives in them), images, DICOM files;
-    globs in quotation marks; @FILE, a list with one path per line; URLs (s3://, https://). Each
-    image once; folders of scores are left out."""
+    """Tar (shards too), plain or in gzip, bzip2, xz, lzma or zstd; zip, folders (with the archives
+    in them), images, DICOM files; globs in quotation marks; @FILE, a list with one path per line;
+    URLs (s3://, https://). Each image once; folders of scores are left out."""
     provider: Provider = "auto"
     """Where the network runs; auto: on a GPU where CUDA works, else on the CPU. A run that goes
     on keeps the one it began with."""
@@ -83,9 +83,6 @@ class ScoreConfig:
     """DICOM files, and archives found in folders and archives, under their names in the rows. By
     default these files are called by the SHA-256 of their bytes and these archives by their number
     there, since their names are often those of patients."""
-    depth: Depth | None = None
-    """Bits that count in 16-bit images whose files declare none. Default: the model's, of its
-    training data; where it has none, images that use fewer than 15 bits are refused."""
     labels: str | None = None
     """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
     size: int | None = None
@@ -241,7 +238,6 @@ def _request(
         "model_sha256": model_sha256,
         "labels": list(info.labels),
         "preprocessing_version": info.preprocessing_version,
-        "depth": info.depth,
         "provider": _provider_used(config, network),
         "fp16": config.fp16,
         "batch": config.batch,

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from serve.archives import Archive, Kind, kind_of, place_of
+from serve.archives import Archive, Kind, archive_kind
 from serve.entries import is_input, is_packed, is_shard_name
+from serve.identity import place_of
 from serve.score_folder import MARKS
 from serve.walk import walk_files
 from shards.console import UserError, warn
-from shards.remote import is_remote
+from shards.remote import OBJECT_STORES, is_remote, name_below
 from shards.urls import path_of
 
 LIST_SIGN = "@"
@@ -114,7 +115,8 @@ def _lines(path: Path) -> list[str]:
 def _matches(path: Path) -> list[tuple[Path, bool]]:
     """(path, False) of what is no glob; of a glob (* ? [a-z] **), (match, True), sorted."""
     if is_remote(path):
-        if not _MAGIC.search(path.path):
+        is_glob = bool(_MAGIC.search(path.path))
+        if not is_glob or (path.protocol in OBJECT_STORES and path.exists()):  # a key may hold ?
             return [(cast(Path, path), False)]
         found = _remote_matches(path)
     elif path.exists() or not _MAGIC.search(str(path)):
@@ -162,7 +164,7 @@ def _archives_at(path: Path, by_glob: bool) -> list[Archive]:
             raise UserError(f"{path} is no regular file; name a tar, tar.gz, zip or an image")
         return [_of_file(path)]
     files = list(walk_files(path))
-    packed = [f for f, kind in files if kind == "file" and is_packed(str(f.relative_to(path)))]
+    packed = [f for f, kind in files if kind == "file" and is_packed(name_below(f, path))]
     found = [replace(_of_file(f), alias=_alias(path, f, n)) for n, f in enumerate(packed, 1)]
     folder = Archive(path, "folder")
     named = [(name, kind) for name, _, kind in folder.named_files()]
@@ -186,5 +188,5 @@ def _alias(folder: Path, file: Path, number: int) -> Path | None:
 
 def _of_file(path: Path) -> Archive:
     with path.open("rb") as file:
-        kind: Kind | None = kind_of(file.read(512), path.name)
+        kind: Kind | None = archive_kind(file.read(512), path.name)
     return Archive(path, "files", (path,)) if kind is None else Archive(path, kind)

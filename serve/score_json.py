@@ -24,10 +24,7 @@ SUMMARY: Shape = {
     **dict.fromkeys(("exclusive", "synthetic"), _FLAG),
     **{"labels": [_TEXT], "archives": [_ARCHIVE], "options?": [_TEXT]},
 }
-REQUEST: Shape = {
-    **{"provider": _TEXT, "keep_names": _FLAG, "inputs": [_TEXT], "archives": [{}]},
-    "depth?": (int, type(None)),
-}
+REQUEST: Shape = {"provider": _TEXT, "keep_names": _FLAG, "inputs": [_TEXT], "archives": [{}]}
 END = {"inputs": _COUNT, "skipped": {...: _COUNT}, "damage": _TEXT_OR_NULL, "rests": _COUNT}
 
 _SHOWN = 120  # characters of a value in a message

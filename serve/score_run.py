@@ -10,9 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from serve.archives import Archive, identify
+from serve.archives import Archive
 from serve.decode import Decoded, DecodePool, Task
 from serve.dry_run import expected_inputs
+from serve.identity import identify
 from serve.network import Network
 from serve.score_folder import Columns, Row, ScoreFolder, unit_count
 from serve.units import CHUNK_INPUTS, Chunk, archive_chunks
@@ -176,7 +177,7 @@ def _row(archive: str, member: str, key: str, scores: np.ndarray | None, error: 
 def run_here(work: Work, network: Network, workers: int, share: Share = Share()) -> None:
     """Decode in `workers` processes and score in this one, at the same time."""
     info = network.info
-    with DecodePool(workers, info.shorter_side, info.size, info.depth) as pool:
+    with DecodePool(workers, info.shorter_side, info.size) as pool:
         most = max(CHUNK_INPUTS, network.batch)
         take_in(work, network, pool.run(work.tasks(share, most, in_place=True)), share)
 

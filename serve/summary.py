@@ -14,10 +14,10 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from serve.archives import identify
 from serve.decode import Decoded, DecodePool, Task
 from serve.entries import ArchiveDamaged, BadMember
 from serve.figures import COLOURS, new_figure, to_png
+from serve.identity import identify
 from serve.score_folder import PROBABILITY_PREFIX, ScoreFolder, damage_of
 from serve.score_inputs import find_archives
 from shards.console import RunFailed, UserError, one_line
@@ -216,7 +216,7 @@ def _read_again(folder: ScoreFolder, chosen: list[_Place]) -> dict[_Place, np.nd
             raise UserError(f"{archive.called} is another archive than the one that was scored")
         wanted = {place.number: place for place in chosen if place.archive == index}
         tasks += [Task(wanted[n], [data]) for n, data in _bytes_of(archive, set(wanted))]
-    with DecodePool(1, None, _CELL, request.get("depth")) as pool:
+    with DecodePool(1, None, _CELL) as pool:
         return {place: _sound(place, found) for place, found in pool.run(tasks)}
 
 

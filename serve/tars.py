@@ -7,7 +7,7 @@ from io import BufferedIOBase
 from typing import BinaryIO, cast
 
 from serve.entries import ArchiveDamaged, Budget, Member, Piece, guarded
-from shards.tars import READ_BYTES, members, open_tar, read_member
+from shards.tars import READ_BYTES, members, not_a_tar, open_tar, read_member
 
 
 class _BoundedReader:
@@ -16,9 +16,18 @@ class _BoundedReader:
 
     def __init__(self, stream: BinaryIO, budget: Budget) -> None:
         self.stream, self.budget = stream, budget
+        self.ahead = b""
         self.damage: Exception | None = None
 
+    def peek(self, count: int) -> bytes:
+        """The first bytes, which are read again."""
+        self.ahead = self.read(count)
+        return self.ahead
+
     def read(self, count: int) -> bytes:
+        if self.ahead:
+            first, self.ahead = self.ahead[:count], self.ahead[count:]
+            return first + (self.read(count - len(first)) if len(first) < count else b"")
         if self.damage is not None:
             raise self.damage
         data = bytearray()
@@ -77,11 +86,15 @@ def tar_members(
 def compressed_tar_members(
     packed: BinaryIO, opener: Callable[[BinaryIO], BinaryIO] | None, budget: Budget
 ) -> Iterator[Member]:
-    """The members of a tar in gzip, bzip2 or xz. ArchiveDamaged where it cannot be read on."""
+    """The members of a compressed tar. ArchiveDamaged where it cannot be read on, and where it is
+    no tar that is compressed."""
     if opener is None:
-        raise ArchiveDamaged("neither gzip, bzip2 nor xz: cut short or not an archive")
+        raise ArchiveDamaged("neither gzip, bzip2, xz, lzma nor zstd: cut short or not an archive")
     with opener(packed) as stream:
         reader = _BoundedReader(stream, budget)
+        reason = not_a_tar(guarded(partial(reader.peek, 512), ArchiveDamaged))
+        if reason:
+            raise ArchiveDamaged(reason)
         yield from tar_members(cast(BinaryIO, reader), 0, seekable=False, in_order=True)
         guarded(reader.drain, ArchiveDamaged)
 

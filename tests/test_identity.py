@@ -6,7 +6,7 @@ import random
 import pytest
 from test_archives import MEMBERS, WRITERS, only, write_folder, write_tar
 
-from serve.archives import identify
+from serve.identity import identify
 from serve.score_inputs import find_archives
 
 

@@ -31,7 +31,6 @@ SHARDS_LIBRARIES = [
     "pyarrow",
     "pydicom",
     "rich",
-    "simplejpeg",
     "tyro",
 ]
 WITHOUT_TORCH = [

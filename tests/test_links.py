@@ -11,8 +11,9 @@ from test_score import pictures, rows
 from test_score_requests import run_cli
 from tiny_model import write_model
 
-from serve.archives import LINK, identify
+from serve.archives import LINK
 from serve.dry_run import expected_inputs
+from serve.identity import identify
 from serve.score_inputs import find_archives
 from shards.console import UserError
 

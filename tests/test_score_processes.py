@@ -18,9 +18,9 @@ from test_archives import write_tar
 from test_score import config, picture, pictures
 from tiny_model import LABELS, SIZE
 
-from serve.archives import identify
 from serve.decode import Decoded
 from serve.gpus import gpu_count, on_the_others, wanted_gpus
+from serve.identity import identify
 from serve.score import ScoreConfig, _counts, open_network, run_share, score
 from serve.score_folder import UNIT_INPUTS, Columns, ScoreFolder
 from serve.score_inputs import find_archives

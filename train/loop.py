@@ -327,7 +327,6 @@ class Trainer:
             synthetic=manifest.synthetic,
             output=stage.output,
             head=self.config.head,
-            depth=manifest.depth,
         )
 
 

@@ -17,6 +17,7 @@ from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError
 from shards.labels import COVID
+from shards.remote import name_below
 from shards.sample import make_key
 
 NAME = "covid-radiography"
@@ -65,7 +66,7 @@ class CovidRadiography(Source):
         return (self.src, *self._folders())  # which may be links to elsewhere
 
     def records(self) -> list[Record]:
-        return [_record(path.relative_to(self.root).as_posix()) for path in self._files()]
+        return [_record(name_below(path, self.root)) for path in self._files()]
 
     def named(self, line: str) -> tuple[str, ...]:
         """Lists may begin at the folder around the class folders."""
@@ -74,7 +75,7 @@ class CovidRadiography(Source):
 
     def inventory(self) -> list[tuple[str, int]]:
         files = ((path, path.stat().st_size) for path in self._files())
-        names = ((path.relative_to(self.root).as_posix(), size) for path, size in files)
+        names = ((name_below(path, self.root), size) for path, size in files)
         return [(name.encode("utf-8", "surrogateescape").hex(), size) for name, size in names]
 
     def surely_missing(self, records: Sequence[Record]) -> Missing | None:
@@ -82,7 +83,7 @@ class CovidRadiography(Source):
 
     def images(self) -> Iterator[SourceImage]:
         for path in self._files():
-            yield folder_image(path, path.relative_to(self.root).as_posix())
+            yield folder_image(path, name_below(path, self.root))
 
     def _folders(self) -> Iterator[Path]:
         for name in sorted([*_CLASSES, _OUTSIDE]):

@@ -23,6 +23,7 @@ from ingest.split import SplitConfig
 from shards.codec import BadImage, Encoding, is_dicom
 from shards.console import UserError, progress, warn
 from shards.dicom_header import DicomHeader, NotDicom, read_header
+from shards.members import is_system_file
 from shards.remote import is_remote
 
 NAME = "dicom"
@@ -40,7 +41,8 @@ class DicomConfig:
     hashes under a key that you keep; no name, date or identifier reaches the shards or the log."""
 
     src: Path
-    """Folder (with all below it), tar, tar.gz or zip of DICOM files. Nothing is unpacked."""
+    """DICOM files: a folder (with all below it), a zip, a tar, or a tar in gzip, bzip2, xz, lzma or
+    zstd. Nothing is unpacked."""
     table: Path
     """CSV with the columns id (SOPInstanceUID, or path below SRC), labels (joined by |) and, where
     you have splits, split (train, val, test, or train_val, which is divided 90/10; Training, valid,
@@ -123,6 +125,9 @@ class Dicom(Source):
         with progress("read headers", None) as advance:
             for file in found_files(self.config.src):
                 advance(1)
+                if is_system_file(file.name):
+                    passed_over += 1
+                    continue
                 header = self._header(file)
                 if isinstance(header, NotDicom) and not _says_dicom(file.name):
                     passed_over += 1
