@@ -49,7 +49,8 @@ MEMBERS_BYTES = 4096  # of the tar per sample beside the image: three headers, l
 class Head:
     """What a manifest says of a data set beside its samples. settings: `seed` and `shard_mb`
     are among them; excluded: rows of excluded.parquet beside those of the choice; excluded_counts:
-    reason -> images left out beside them; notes: in words, beside those of the choice."""
+    reason -> images left out beside them; notes: in words, beside those of the choice; depth: as in
+    the manifest."""
 
     dataset: str
     vocabulary: Vocabulary
@@ -59,6 +60,7 @@ class Head:
     excluded: Sequence[Mapping[str, Any]] = ()
     excluded_counts: Mapping[str, int] | None = None
     notes: Sequence[str] = ()
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def assemble(
         image_extension=";".join(sorted({k.entry.extension for k in choice.kept})),  # DALI: one of
         preprocessing_version=PREPROCESSING_VERSION,
         shorter_side=head.shorter_side,
+        depth=head.depth,
         splits=splits,
         excluded=dict(counts),
         settings=dict(head.settings),

@@ -11,6 +11,7 @@ from ingest.ray_engine import check_ray
 from ingest.redact import RedactSplit
 from shards.codec import MAX_PIXELS, Encoding
 from shards.console import UserError
+from shards.depth import Depth
 from shards.remote import check_writable, is_remote
 
 _DEFAULT_SHORTER_SIDE = 512
@@ -32,6 +33,10 @@ class IngestConfig:
     shorter_side: int | None = None
     """Reduce images to this shorter side in pixels, never enlarge; 0 keeps the size.
     Default: 512, and 0 with --format keep."""
+    depth: Depth | None = None
+    """Bits that count in 16-bit images whose files declare none (PNG without sBIT, TIFF, PGM up to
+    65535); images beyond it go to quarantine. Default: the fewest that hold all of them, found in a
+    pass of its own."""
     seed: int = 0
     """Decides splits and the order of samples."""
     shard_mb: int = 256
@@ -85,12 +90,16 @@ class IngestConfig:
             raise UserError("--format keep keeps the source's bytes; drop --redact")
         if side is None:
             side = 0 if self.format == "keep" else _DEFAULT_SHORTER_SIDE
-        return EncodeConfig(self.format, side or None, int(self.max_megapixels * 1e6))
+        return EncodeConfig(self.format, side or None, int(self.max_megapixels * 1e6), self.depth)
 
     def limits(self) -> dict[str, float]:
-        """What goes into the manifest's settings: nothing where the limit is the default."""
-        changed = self.max_megapixels != _DEFAULT_MEGAPIXELS
-        return {"max_megapixels": self.max_megapixels} if changed else {}
+        """What goes into the manifest's settings: nothing where a limit is the default."""
+        changed: dict[str, float] = {}
+        if self.max_megapixels != _DEFAULT_MEGAPIXELS:
+            changed["max_megapixels"] = self.max_megapixels
+        if self.depth is not None:
+            changed["depth"] = self.depth
+        return changed
 
     def check(self) -> None:
         """UserError for a number out of its range."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shards.dicom_header import DicomHeader
 
 MAX_AGE = 90
+_LARGEST_AGE = 120  # years
 _RADIOGRAPHS = ("CR", "DX", "DR")
 _OTHERS = """AU BI BMD CT DOC ECG EPS ES FID GM HD IO IVOCT IVUS KER KO LS MG MR NM OAM OCT OP OPM
 OPT OPV OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT SEG SM SMR SR SRF
@@ -122,9 +123,9 @@ def _view(text: str) -> str | None:
 
 
 def age_of(text: str) -> int | None:
-    """`058Y`, `009M`, `58` -> whole years, at most MAX_AGE."""
+    """`058Y`, `009M`, `58` -> whole years, at most MAX_AGE. `999Y` and all above 120: None."""
     match = re.fullmatch(r"(\d{1,3})([YMWD]?)", text.upper())
     if not match:
         return None
     years = int(match[1]) // {"M": 12, "W": 52, "D": 365}.get(match[2], 1)
-    return min(years, MAX_AGE)
+    return min(years, MAX_AGE) if years <= _LARGEST_AGE else None

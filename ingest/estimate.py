@@ -6,7 +6,7 @@ Run: python -m ingest <source> --src PATH --out DIR --dry-run
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from rich.table import Table
@@ -14,7 +14,7 @@ from rich.table import Table
 from ingest.assemble import MEMBERS_BYTES, SPLITS
 from ingest.choice import OVER_CAP, capped
 from ingest.config import IngestConfig
-from ingest.encode import Encoded, encode_image
+from ingest.encode import EncodeConfig, Encoded, encode_image
 from ingest.engines import Job, LocalEngine
 from ingest.places import check_places
 from ingest.record import Record, Source
@@ -22,6 +22,7 @@ from ingest.redact import by_file
 from ingest.split import assign_splits
 from shards.codec import BadImage
 from shards.console import RunFailed, UserError
+from shards.depth import UNSETTLED, depth_holding
 from shards.rectangles import read_rectangles
 from shards.stats import stdout
 
@@ -33,7 +34,8 @@ _AT_MOST_S = 10.0
 class Estimate:
     """labels: label -> split -> images; images: split -> images; excluded: reason -> images;
     missing: what is known not to be there, which bytes and seconds leave out; measured: on how
-    many images bytes and seconds are based, 0 when none could be read."""
+    many images bytes and seconds are based, 0 when none could be read; depth: of the 16-bit images
+    among those that declare none."""
 
     dataset: str
     labels: dict[str, dict[str, int]]
@@ -45,6 +47,7 @@ class Estimate:
     workers: int
     missing: str | None = None
     missing_allowed: bool = False
+    depth: int | None = None
 
 
 def estimate(source: Source, config: IngestConfig) -> Estimate:
@@ -64,9 +67,11 @@ def estimate(source: Source, config: IngestConfig) -> Estimate:
     excluded[OVER_CAP] = len(usable) - len(kept)
     missing = source.surely_missing(records)
     there = 1 - missing.images / len(usable) if missing else 1.0
-    jobs = _first(source, {r.location for r in usable})
-    with LocalEngine(1, partial(encode_image, config=encoding)) as engine:
-        done, sizes = _measure(engine, jobs)
+    wanted = {r.location for r in usable}
+    done, sizes, bits = _measure(source, wanted, replace(encoding, depth=config.depth or UNSETTLED))
+    depth = depth_holding(max(bits)) if bits and config.depth is None else None
+    if depth:
+        done, sizes, _ = _measure(source, wanted, replace(encoding, depth=depth))
     size, rate = sum(sizes) / max(1, len(sizes)), done / max(1, len(sizes))
     return Estimate(
         source.name,
@@ -79,6 +84,7 @@ def estimate(source: Source, config: IngestConfig) -> Estimate:
         config.workers,
         missing.text if missing else None,
         config.allow_missing,
+        depth,
     )
 
 
@@ -104,16 +110,22 @@ def _first(source: Source, wanted: set[str]) -> Iterator[Job]:
             return
 
 
-def _measure(engine: LocalEngine, jobs: Iterator[Job]) -> tuple[float, list[int]]:
-    """Seconds for, and encoded sizes of, the images that decode."""
-    sizes = []
-    start = time.perf_counter()
-    for _, outcome in engine.map(jobs):
-        if isinstance(outcome, Encoded):
-            sizes.append(len(outcome.image))
-        if time.perf_counter() - start > _AT_MOST_S:
-            break
-    return time.perf_counter() - start, sizes
+def _measure(
+    source: Source, wanted: set[str], encoding: EncodeConfig
+) -> tuple[float, list[int], list[int]]:
+    """Seconds for, and encoded sizes of, the first images that decode, and the bits that those of
+    them need that are beyond the depth."""
+    sizes, bits = [], []
+    with LocalEngine(1, partial(encode_image, config=encoding)) as engine:
+        start = time.perf_counter()
+        for _, outcome in engine.map(_first(source, wanted)):
+            if isinstance(outcome, Encoded):
+                sizes.append(len(outcome.image))
+            elif outcome.bits:
+                bits.append(outcome.bits)
+            if time.perf_counter() - start > _AT_MOST_S:
+                break
+        return time.perf_counter() - start, sizes, bits
 
 
 def print_estimate(found: Estimate) -> None:
@@ -130,6 +142,11 @@ def print_estimate(found: Estimate) -> None:
     if found.missing:
         way = "" if found.missing_allowed else "; the run needs --allow-missing to go on without"
         stdout.print(f"missing, though counted above: {found.missing}{way}")
+    if found.depth:
+        stdout.print(
+            f"16-bit images without a declared depth: {found.depth} bits hold the first ones; the "
+            "run looks at all; --depth sets another"
+        )
     stdout.print("note: damaged and duplicate images show up only in the run itself")
     if not found.measured:
         raise RunFailed("none of the first images decodes; look at them before you ingest")

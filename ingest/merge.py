@@ -215,9 +215,16 @@ def _write(
         [excluded_row(e) for e in left_out],
         Counter(e.reason for e in left_out),
         [note for m in finished.manifests for note in handed_on(m.dataset, m.notes)],
+        _common_depth(finished.manifests),
     )
     write_quarantine(folder / QUARANTINE, config.name, [])
     return assemble(folder, head, choice, finished, folder / SPOOL, shown=config.progress)
+
+
+def _common_depth(manifests: Sequence[Manifest]) -> int | None:
+    """That of those that have one; None where they differ: for a new file none of them holds."""
+    depths = {m.depth for m in manifests if m.depth is not None}
+    return depths.pop() if len(depths) == 1 else None
 
 
 def map_record(

@@ -149,7 +149,7 @@ def encode_covered(data: bytes, config: EncodeConfig, rectangles: Rectangles) ->
     if sha256 not in rectangles:
         return Rejected("another file than before", sha256)
     try:
-        grey = decode_source(data, config.max_pixels)
+        grey = decode_source(data, config.max_pixels, config.depth)
         return encode_image(encode(blacken(grey, rectangles[sha256]), "png"), config)
     except BadImage as error:
         return Rejected(str(error), sha256)

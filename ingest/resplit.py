@@ -226,6 +226,7 @@ def _write(
         [*read_rows(folder / EXCLUDED), *(excluded_row(e) for e in left_out)],
         Counter(old.excluded) + Counter(e.reason for e in left_out),
         _notes(old, len(left_out) + len(choice.excluded)),
+        old.depth,
     )
     if (folder / QUARANTINE).is_file():
         shutil.copyfile(folder / QUARANTINE, work / QUARANTINE)

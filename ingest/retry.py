@@ -29,12 +29,13 @@ from ingest.choice import (
 )
 from ingest.config import IngestConfig
 from ingest.finished import Finished
+from ingest.passes import encode_all
 from ingest.places import check_places
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import quarantine_bytes, quarantine_row, write_quarantine_rows
 from ingest.record import Record, Source, records_hash
 from ingest.resplit import CHANGED, HISTORY
-from ingest.run import MISSING, QUARANTINED, all_settings, encode_all, spool_settings
+from ingest.run import MISSING, QUARANTINED, all_settings, spool_settings
 from ingest.split import TEST, SplitConfig, assign_splits, join_patients, patient_of
 from ingest.spool import Spool, differences, remove_spool
 from ingest.tables import (
@@ -66,7 +67,8 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
     folder = config.out / source.name
     old = load_manifest(folder)
     records = source.records()
-    encoding = config.encode_config()
+    encoding = replace(config.encode_config(), depth=_depth(old, config, folder))
+    config = replace(config, depth=old.settings.get("depth"))
     settings = all_settings(source, records, config, encoding) | _of_resplit(old, folder)
     bad = {row["member"]: row["reason"] for row in read_rows(folder / QUARANTINE)}
     known = {**old.settings, _MAY_CHANGE: settings[_MAY_CHANGE]}
@@ -94,11 +96,23 @@ def retry(source: Source, config: IngestConfig) -> Manifest:
         patient = replace(config, max_bad=1.0, allow_missing=True)
         encode_all(source, again, spool, patient, encoding)
         spool.flush()
-        old = replace(old, settings=settings, notes=said)
+        old = replace(
+            old, settings=settings, notes=said, depth=encoding.depth or spool.depth or None
+        )
         keys = {r.key for r in records}
         manifest = _add(source, again, spool, folder, old, config, keys)
     remove_spool(folder)
     return manifest
+
+
+def _depth(old: Manifest, config: IngestConfig, folder: Path) -> int | None:
+    """Of 16-bit images: the data set's; where it has none, --depth. UserError when they differ."""
+    if old.depth is not None and config.depth not in (None, old.depth):
+        raise UserError(
+            f"{folder} has 16-bit images of {old.depth} bits, and --depth {config.depth} would "
+            "change none of them; drop it, or ingest into another --out"
+        )
+    return old.depth or config.depth
 
 
 def _read_first(

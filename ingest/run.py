@@ -5,9 +5,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +22,24 @@ from ingest.choice import (
     choose,
 )
 from ingest.config import IngestConfig
-from ingest.encode import EncodeConfig, Rejected, encode_image
-from ingest.engines import Encode, Engine, Job, LocalEngine, fork_server
+from ingest.encode import EncodeConfig
+from ingest.engines import fork_server
 from ingest.near import NAME as NEAR_HASH
+from ingest.passes import encode_all
 from ingest.places import check_places, refuse_strangers
 from ingest.quarantine import FILE_NAME as QUARANTINE
-from ingest.quarantine import check_limit, write_quarantine
-from ingest.ray_engine import RayEngine
-from ingest.record import (
-    BadFile,
-    Missing,
-    Record,
-    Source,
-    SourceImage,
-    inventory_hash,
-    records_hash,
-)
+from ingest.quarantine import write_quarantine
+from ingest.record import Missing, Record, Source, inventory_hash, records_hash
 from ingest.redact import by_file, cover
 from ingest.redact import settings as redact_settings
-from ingest.remote import begin, finish, read_ahead, upload
+from ingest.remote import begin, finish, upload
 from ingest.resplit import refuse_cut
 from ingest.split import assign_splits
 from ingest.spool import FOLDER_NAME as SPOOL
-from ingest.spool import Entry, Spool, differences, remove_spool
+from ingest.spool import Spool, differences, remove_spool
 from ingest.tables import excluded_row
-from shards.codec import BadImage
-from shards.console import Advance, RunFailed, UserError, first_few, progress, stderr, warn
+from shards.console import RunFailed, UserError, stderr, warn
+from shards.depth import UNSETTLED
 from shards.manifest import FILE_NAME as MANIFEST
 from shards.manifest import Manifest, load_manifest
 from shards.rectangles import read_rectangles
@@ -95,6 +86,8 @@ def _make(
     if config.engine == "local":
         fork_server()  # it imports while the next lines look at the source
     encoding = config.encode_config()
+    if config.depth is None:
+        encoding = replace(encoding, depth=UNSETTLED)
     rectangles = read_rectangles(config.redact) if config.redact else {}
     missing = _refuse_early(source, records, config)
     if config.redact:
@@ -105,9 +98,11 @@ def _make(
         made = _finished(folder, settings)
         if made:  # by another run, since this one looked: its shards stay
             return made
-        encode_all(source, records, spool, config, encoding, missing.images if missing else 0)
+        absent = missing.images if missing else 0
+        encoding = encode_all(source, records, spool, config, encoding, absent)
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
+        head = replace(head, depth=encoding.depth or None)
         if missing:
             head = replace(head, notes=(*head.notes, f"{MISSING_NOTE}{missing.text}"))
         if rectangles:
@@ -180,89 +175,6 @@ def _refuse_early(
     if missing:
         warn(f"going on without {missing.text}")
     return missing
-
-
-def encode_all(
-    source: Source,
-    records: Sequence[Record],
-    spool: Spool,
-    config: IngestConfig,
-    encoding: EncodeConfig,
-    missing: int = 0,
-) -> None:
-    """One pass over the source; afterwards the spool holds exactly the images that are there.
-    missing: how many are known not to be, so that the bar's total is what there is to do."""
-    wanted = {r.location for r in records if not r.excluded}
-    seen: set[str] = set()
-    bad: list[Entry] = []
-    with (
-        progress("encode", len(wanted) - missing, shown=config.progress) as advance,
-        _open_engine(config, partial(encode_image, config=encoding)) as engine,
-    ):
-        here = config.engine == "local"
-        for job, outcome in engine.map(_jobs(source, wanted, seen, spool, advance, here)):
-            spool.add(job.location, job.stamp, outcome)
-            advance(1, f"{len(bad)} quarantined")
-            if isinstance(outcome, Rejected):
-                bad.append(spool.entries[job.location])
-                check_limit(bad, len(wanted), config.max_bad)
-    spool.retain(seen)
-    absent = sorted(wanted - seen)
-    if absent and not config.allow_missing:
-        raise UserError(_missing_message(absent, len(wanted), source))
-    check_limit([e for e in spool.entries.values() if e.problem], len(seen), config.max_bad)
-
-
-def _open_engine(config: IngestConfig, encode: Encode) -> Engine:
-    if config.engine == "ray":
-        return RayEngine(config.workers, encode, config.ray_address)
-    return LocalEngine(config.workers, encode)
-
-
-def _jobs(
-    source: Source,
-    wanted: set[str],
-    seen: set[str],
-    spool: Spool,
-    advance: Advance,
-    here: bool,
-) -> Iterator[Job]:
-    """The wanted images that the spool lacks; `seen` fills up as the pass goes on. here: workers
-    are on this machine, and read its files."""
-    for image, read in read_ahead(_lacking(source, wanted, seen, spool, advance)):
-        if here and image.path:
-            yield Job(image.location, image.stamp, image.path)
-            continue
-        try:
-            yield Job(image.location, image.stamp, read())
-        except BadImage as error:
-            sha256 = error.sha256 if isinstance(error, BadFile) else ""
-            spool.add(image.location, image.stamp, Rejected(str(error), sha256))
-            advance(1)
-
-
-def _lacking(
-    source: Source, wanted: set[str], seen: set[str], spool: Spool, advance: Advance
-) -> Iterator[SourceImage]:
-    for image in source.images():
-        if image.location not in wanted or image.location in seen:
-            continue
-        seen.add(image.location)
-        if spool.has(image.location, image.stamp):
-            advance(1)
-            continue
-        yield image
-        if len(seen) == len(wanted):
-            return
-
-
-def _missing_message(missing: Sequence[str], wanted: int, source: Source) -> str:
-    files = [name for name, _ in source.inventory()]
-    return (
-        f"{len(missing)} of {wanted} images are missing, such as {', '.join(missing[:3])}; there "
-        f"are {first_few(files)}; complete the download, or add --allow-missing "
-        "(what is encoded is kept)"
-    )
 
 
 def _decide(

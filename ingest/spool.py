@@ -32,7 +32,8 @@ _CHUNK_IMAGES, _CHUNK_BYTES = 512, 64 * 2**20  # at most this much work is lost 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image: where its bytes lie in which chunk. problem: why it was rejected, else None."""
+    """One image: where its bytes lie in which chunk. problem: why it was rejected, else None; bits,
+    depth: as of Encoded."""
 
     location: str
     stamp: str
@@ -46,6 +47,8 @@ class Entry:
     pixel_sha256: str = ""
     near_hash: str = ""
     problem: str | None = None
+    bits: int = 0
+    depth: int = 0
 
 
 _NAMES = tuple(field.name for field in fields(Entry))
@@ -102,11 +105,19 @@ class Spool:
             self._blob.close()
             self._lock.close()
 
-    def has(self, location: str, stamp: str) -> bool:
-        """Whether this image, out of this very file, was encoded before. Rejected ones are tried
-        again: the reason may have been a disk or a network that failed for a moment."""
+    @property
+    def depth(self) -> int:
+        """Of the 16-bit images that declare none; 0: there is none."""
+        return max((entry.depth for entry in self.entries.values()), default=0)
+
+    def has(self, location: str, stamp: str, depth: int | None = None) -> bool:
+        """Whether this image, out of this very file, was encoded before, with this depth where it
+        declares none. Rejected ones are tried again: the reason may have been a disk or a network
+        that failed for a moment."""
         entry = self.entries.get(location)
-        return entry is not None and entry.stamp == stamp and entry.problem is None
+        if entry is None or entry.stamp != stamp or entry.problem is not None:
+            return False
+        return entry.depth in (0, depth)
 
     def add(self, location: str, stamp: str, outcome: Encoded | Rejected) -> None:
         """Store one outcome; it survives a kill once its chunk is full."""
@@ -125,6 +136,8 @@ class Spool:
                 outcome.height,
                 outcome.pixel_sha256,
                 outcome.near_hash,
+                bits=outcome.bits,
+                depth=outcome.depth,
             )
             self._blob.write(outcome.image)
             self._size += len(outcome.image)

@@ -49,10 +49,12 @@ class Task(Generic[_Tag]):
     images: Sequence[Data]
 
 
-Decode = Callable[[Sequence[Data], int | None, int], Decoded]
+Decode = Callable[[Sequence[Data], int | None, int, int | None], Decoded]
 
 
-def decode_images(images: Sequence[Data], shorter_side: int | None, size: int) -> Decoded:
+def decode_images(
+    images: Sequence[Data], shorter_side: int | None, size: int, depth: int | None = None
+) -> Decoded:
     """Decode and prepare each image, as the preprocessing contract says. Runs in a worker.
     RunFailed where a file cannot be read any more."""
     out = np.zeros((len(images), size, size), np.uint8)
@@ -60,7 +62,7 @@ def decode_images(images: Sequence[Data], shorter_side: int | None, size: int) -
     for i, image in enumerate(images):
         data = image if isinstance(image, bytes) else image.read()
         try:
-            out[i] = prepare(decode_source(data), shorter_side, size)
+            out[i] = prepare(decode_source(data, depth=depth), shorter_side, size)
         except BadImage as error:
             errors[i] = str(error)
         except Exception as error:  # one image's trouble stays its own
@@ -83,14 +85,15 @@ class DecodePool:
         workers: int,
         shorter_side: int | None,
         size: int,
+        depth: int | None = None,
         decode: Decode = decode_images,
         *,
         seconds: float = SECONDS,
     ) -> None:
-        """seconds: that one image may take."""
+        """depth: of 16-bit images that declare none; seconds: that one image may take."""
         self.seconds = seconds
         self.workers, self.decode = workers, decode
-        self.shorter_side, self.size = shorter_side, size
+        self.shorter_side, self.size, self.depth = shorter_side, size, depth
         start_workers()
         self._context = multiprocessing.get_context("forkserver")
         self._pool = self._start(workers)
@@ -143,7 +146,8 @@ class DecodePool:
         if not images:
             return _finished(Decoded(np.zeros((0, self.size, self.size), np.uint8), []))
         try:
-            return self._pool.submit(self.decode, images, self.shorter_side, self.size)
+            sides = self.shorter_side, self.size
+            return self._pool.submit(self.decode, images, *sides, self.depth)
         except BrokenProcessPool as error:  # it broke since the last result; `run` recovers
             future: Future[Decoded] = Future()
             future.set_exception(error)

@@ -23,7 +23,8 @@ _SAMPLE = 64  # members that tell how long a tar's are
 @dataclass(frozen=True)
 class DryRun:
     """inputs and bytes of the archives; img_s: of the first images, None when none could be
-    scored; damaged: archives with the reason; linked_folders: that are not followed."""
+    scored; damaged: archives with the reason; linked_folders: that are not followed; refused: of
+    the first images, how many cannot be scored, and why the first of them."""
 
     archives: int
     inputs: int
@@ -31,6 +32,7 @@ class DryRun:
     img_s: float | None
     damaged: tuple[str, ...]
     linked_folders: int = 0
+    refused: str | None = None
 
     def lines(self) -> list[str]:
         size = f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.2f} MB"
@@ -40,6 +42,7 @@ class DryRun:
         return [
             f"{self.archives} archives, {self.inputs} inputs, {size}",
             f"expected time: {time_left}",
+            *([one_line(self.refused)] if self.refused else []),
             *(f"damaged: {one_line(text)}" for text in self.damaged),
             *said_of_links(self.linked_folders),
         ]
@@ -73,26 +76,30 @@ def dry_run(
             if archive.inner_damage:
                 damaged.append(f"{archive.called}: {archive.inner_damage}")
     total = sum(identify(archive).bytes for archive in archives)
-    speed = _calibrate(archives, network, workers, gpus)
-    return DryRun(len(archives), inputs, total, speed, tuple(damaged), linked)
+    speed, refused = _calibrate(archives, network, workers, gpus)
+    return DryRun(len(archives), inputs, total, speed, tuple(damaged), linked, refused)
 
 
-def _calibrate(archives: list[Archive], network: Network, workers: int, gpus: int) -> float | None:
+def _calibrate(
+    archives: list[Archive], network: Network, workers: int, gpus: int
+) -> tuple[float | None, str | None]:
     """Images per second: of the slower of decoding and the network, and where they share the cores
-    of both one after the other. None when no image decodes."""
+    of both one after the other. None when no image decodes. And what is said of those that do not.
+    """
     images = list(islice(_readable(archives), TRIED))
     if not images:
-        return None
+        return None, None
     info = network.info
     tasks = [Task(n, images[n : n + 4]) for n in range(0, len(images), 4)]
-    with DecodePool(workers, info.shorter_side, info.size) as pool:
+    with DecodePool(workers, info.shorter_side, info.size, info.depth) as pool:
         list(pool.run(tasks[:workers]))  # the workers' first images pay for their imports
         began = time.perf_counter()
         parts = [found for _, found in pool.run(tasks)]
         decoding = (time.perf_counter() - began) / len(images)
     sound = [image for found in parts for image, e in zip(found.images, found.errors) if e is None]
+    refused = _refused([error for found in parts for error in found.errors])
     if not sound:
-        return None
+        return None, refused
     network.score(sound[: network.batch])
     began = time.perf_counter()
     starts = range(0, len(sound), network.batch)
@@ -102,7 +109,14 @@ def _calibrate(archives: list[Archive], network: Network, workers: int, gpus: in
     scoring = (time.perf_counter() - began) / len(sound)
     on_cpu = network.provider == "cpu"
     together = decoding + scoring if on_cpu else max(decoding, scoring / gpus)
-    return 1 / together
+    return 1 / together, refused
+
+
+def _refused(errors: list[str | None]) -> str | None:
+    """errors: of the first images, None of those that can be scored."""
+    found = [error for error in errors if error is not None]
+    said = f"{len(found)} of the first {len(errors)} images cannot be scored: "
+    return said + found[0] if found else None
 
 
 def _readable(archives: list[Archive]) -> Iterator[bytes]:

@@ -134,6 +134,7 @@ def _info_rows(info: ModelInfo) -> Rows:
         ("one label holds", "yes" if info.exclusive else "no: any number of them"),
         ("probabilities", f"{info.output} of the logits"),
         ("preprocessing", f"version {info.preprocessing_version}, {info.size} pixels{reduced}"),
+        ("16-bit images", depth_text(info.depth)),
         ("precision", info.precision),
         ("network", f"{info.architecture}, head {info.head}"),
         ("trained", f"run {info.run}, recipe {info.recipe}, stage {info.stage}"),
@@ -151,6 +152,13 @@ def _info_rows(info: ModelInfo) -> Rows:
         rows.append(("synthetic", f"{told} of its data set: they say nothing of real ones"))
     rows += [("licence", info.licence), ("intended use", info.intended_use)]
     return [*rows, ("made by", info.created_by)]
+
+
+def depth_text(depth: int | None) -> str:
+    """What becomes of 16-bit images, in words."""
+    if depth is None:
+        return "of the depth that they declare, else of serve score --depth"
+    return f"of the depth that they declare, else {depth} bits, as the training data"
 
 
 def _gate_rows(info: ModelInfo) -> Rows:

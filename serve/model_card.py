@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.inspect import point_text
+from serve.inspect import depth_text, point_text
 from serve.intervals import Estimate
 from serve.model_info import PROBABILITIES_NAME, ModelInfo
 from serve.report_models import weights_of
@@ -66,6 +66,7 @@ def _facts(info: ModelInfo, outputs: Mapping[str, Sequence[int]]) -> list[tuple[
             f"version {info.preprocessing_version}: {reduced}resized to {info.size}; normalisation "
             "is in the graph",
         ),
+        ("16-bit images", depth_text(info.depth)),
         ("trained", f"recipe {info.recipe}, stage {info.stage}, head {info.head}"),
         ("weights SHA-256", info.weights_sha256),
         ("made by", info.created_by),

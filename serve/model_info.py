@@ -12,6 +12,7 @@ from serve.parity import Parity, Precision
 from serve.thresholds import OperatingPoint, Thresholds
 from shards import preprocess
 from shards.console import UserError
+from shards.depth import DEPTHS
 
 PREFIX = "cxrstack."
 INPUT_NAME = "images"  # uint8 (N, 1, S, S)
@@ -40,6 +41,7 @@ _TEXTS = {
 class ModelInfo:
     """labels: in the order of the outputs; exclusive: exactly one of them holds; size: S of the
     input; shorter_side: pixels that the data set's images were reduced to (None: not reduced);
+    depth: of 16-bit images that declare none, as in the data set's manifest (None: not known);
     synthetic: the data set has made-up radiographs; synthetic_images: how many, in words; output:
     sigmoid or softmax of the logits, which the graph computes; head: as in train.runs.ModelSpec;
     splits: images of the data set's splits; thresholds: chosen on the validation split with this
@@ -68,6 +70,7 @@ class ModelInfo:
     splits: dict[str, int] = field(default_factory=dict)
     thresholds: Thresholds = field(default_factory=dict)
     parity: Parity | None = None
+    depth: int | None = None
 
 
 def to_metadata(info: ModelInfo) -> dict[str, str]:
@@ -157,6 +160,8 @@ def _problem(raw: dict[str, Any]) -> str | None:
         return f"size must be 1 to {MAX_SIZE} pixels, found {size!r}"
     if shorter_side is not None and (type(shorter_side) is not int or shorter_side < 1):
         return f"shorter_side must be null or at least 1 pixel, found {shorter_side!r}"
+    if raw.get("depth") not in (None, *DEPTHS):
+        return f"depth must be null or one of {DEPTHS} bits, found {raw['depth']!r}"
     if raw["preprocessing_version"] != preprocess.VERSION:
         found = raw["preprocessing_version"]
         return f"preprocessing version {found!r}, this program computes {preprocess.VERSION}"

@@ -1,6 +1,7 @@
 """The model of a request, ready to score on one GPU or the CPU. Needs no torch."""
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from serve.foreign import Foreign, foreign_of
@@ -44,7 +45,10 @@ def _open(config: "ScoreConfig", provider: Provider, gpu: GpuOptions) -> Network
     threads = config.threads or len(os.sched_getaffinity(0))
     sessions = open_sessions(config.model, provider, gpu, config.threads or GPU_SESSIONS)
     said = foreign(config)
-    return Network(sessions, str(config.model), config.batch, said, threads=threads)
+    network = Network(sessions, str(config.model), config.batch, said, threads=threads)
+    if config.depth is not None:
+        network.info = replace(network.info, depth=config.depth)
+    return network
 
 
 def foreign(config: "ScoreConfig") -> Foreign | None:

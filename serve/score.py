@@ -36,6 +36,7 @@ from serve.score_inputs import LIST_SIGN, find_archives, list_of
 from serve.score_run import Share, Work, run_here, shares_of
 from serve.thresholds import PointName, pick
 from shards.console import RunFailed, UserError
+from shards.depth import Depth
 from shards.remote import is_remote
 
 
@@ -83,6 +84,9 @@ class ScoreConfig:
     """DICOM files, and archives found in folders and archives, under their names in the rows. By
     default these files are called by the SHA-256 of their bytes and these archives by their number
     there, since their names are often those of patients."""
+    depth: Depth | None = None
+    """Bits that count in 16-bit images whose files declare none. Default: the model's, of its
+    training data; where it has none, images that use fewer than 15 bits are refused."""
     labels: str | None = None
     """For a model that says nothing of itself: the labels of its outputs, A,B,C."""
     size: int | None = None
@@ -238,6 +242,7 @@ def _request(
         "model_sha256": model_sha256,
         "labels": list(info.labels),
         "preprocessing_version": info.preprocessing_version,
+        "depth": info.depth,
         "provider": _provider_used(config, network),
         "fp16": config.fp16,
         "batch": config.batch,

@@ -24,7 +24,10 @@ SUMMARY: Shape = {
     **dict.fromkeys(("exclusive", "synthetic"), _FLAG),
     **{"labels": [_TEXT], "archives": [_ARCHIVE], "options?": [_TEXT]},
 }
-REQUEST: Shape = {"provider": _TEXT, "keep_names": _FLAG, "inputs": [_TEXT], "archives": [{}]}
+REQUEST: Shape = {
+    **{"provider": _TEXT, "keep_names": _FLAG, "inputs": [_TEXT], "archives": [{}]},
+    "depth?": (int, type(None)),
+}
 END = {"inputs": _COUNT, "skipped": {...: _COUNT}, "damage": _TEXT_OR_NULL, "rests": _COUNT}
 
 _SHOWN = 120  # characters of a value in a message

@@ -39,6 +39,7 @@ from shards.ray_cluster import (
 if TYPE_CHECKING:
     from serve.score import ScoreConfig
 
+Sides = tuple[int | None, int, int | None]
 _PACKAGES = ("numpy", "imagecodecs", "kornia-rs", "opencv-python-headless")
 
 
@@ -83,7 +84,7 @@ def _chained(
     ray: Any, run: str, model: list[Any], asked: "ScoreConfig", info: ModelInfo, *, gpu: bool
 ) -> Callable[[Sequence[Data]], Any]:
     """images -> reference to their Scored."""
-    sides, wanted = (info.shorter_side, info.size), versions()
+    sides, wanted = (info.shorter_side, info.size, info.depth), versions()
     if not gpu:
         both = ray.remote(num_cpus=1, max_retries=TRIES - 1)(score_chunk)
         return lambda images: both.remote(run, wanted, sides, model, asked, images)
@@ -137,10 +138,8 @@ _pools: dict[str, DecodePool] = {}
 _networks: dict[str, Network] = {}
 
 
-def decode_chunk(
-    run: str, wanted: dict[str, str], sides: tuple[int | None, int], images: Sequence[Data]
-) -> Decoded:
-    """In a Ray worker: decode in a process of its own. sides: shorter side, size."""
+def decode_chunk(run: str, wanted: dict[str, str], sides: Sides, images: Sequence[Data]) -> Decoded:
+    """In a Ray worker: decode in a process of its own. sides: shorter side, size, depth."""
     if run not in _pools:
         _check_versions(versions(), wanted)
         for pool in _pools.values():
@@ -169,7 +168,7 @@ def score_decoded(
 def score_chunk(
     run: str,
     wanted: dict[str, str],
-    sides: tuple[int | None, int],
+    sides: Sides,
     model: list[Any],
     config: "ScoreConfig",
     images: Sequence[Data],

@@ -177,7 +177,7 @@ def _row(archive: str, member: str, key: str, scores: np.ndarray | None, error: 
 def run_here(work: Work, network: Network, workers: int, share: Share = Share()) -> None:
     """Decode in `workers` processes and score in this one, at the same time."""
     info = network.info
-    with DecodePool(workers, info.shorter_side, info.size) as pool:
+    with DecodePool(workers, info.shorter_side, info.size, info.depth) as pool:
         most = max(CHUNK_INPUTS, network.batch)
         take_in(work, network, pool.run(work.tasks(share, most, in_place=True)), share)
 

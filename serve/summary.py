@@ -216,7 +216,7 @@ def _read_again(folder: ScoreFolder, chosen: list[_Place]) -> dict[_Place, np.nd
             raise UserError(f"{archive.called} is another archive than the one that was scored")
         wanted = {place.number: place for place in chosen if place.archive == index}
         tasks += [Task(wanted[n], [data]) for n, data in _bytes_of(archive, set(wanted))]
-    with DecodePool(1, None, _CELL) as pool:
+    with DecodePool(1, None, _CELL, request.get("depth")) as pool:
         return {place: _sound(place, found) for place, found in pool.run(tasks)}
 
 

@@ -15,18 +15,20 @@ import cv2
 import imagecodecs
 import kornia_rs.io
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from shards.bad_image import BadImage as BadImage
 from shards.declared import declared_depth
 from shards.depth import Values
+from shards.jpeg import decode_jpeg, jpeg_exif
 from shards.kinds import kind_of, unread_kind
 from shards.netpbm import decode_deep_netpbm
+from shards.orientation import exif_orientation, turned
+from shards.png import MAX_PIXELS as MAX_PIXELS
 from shards.png import MAX_SIDE, decode_plain_png, png_chunks
 
 Encoding = Literal["htj2k", "jpeg", "png", "keep"]
 EXTENSIONS = {"htj2k": "jph", "jpeg": "jpg", "png": "png"}
-MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 95
 _STORED_DEPTH = 16  # of images that `keep` put into shards before it refused those of 16 bits
 
@@ -85,7 +87,9 @@ def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return decode_doubtful(data, max_pixels)
 
 
-def decode_source(data: bytes, max_pixels: int = MAX_PIXELS, depth: int | None = 16) -> np.ndarray:
+def decode_source(
+    data: bytes, max_pixels: int = MAX_PIXELS, depth: int | None = None
+) -> np.ndarray:
     """A stranger's image or DICOM file -> (H, W) uint8 grey. depth: see `shards.depth`. BadImage.
     Only in a worker."""
     return decode_values(data, max_pixels).grey(depth)
@@ -123,6 +127,9 @@ def _decode_doubtful(data: bytes, max_pixels: int) -> Values:
 def _decode(data: bytes, header: ImageHeader) -> Values:
     if header.format == "PNG":
         return _decode_png(data, header)
+    if header.format in ("JPEG", "MPO"):
+        grey = decode_jpeg(data, header.width * header.height, grey=True)
+        return Values(turned(grey, exif_orientation(jpeg_exif(data))))
     deep = decode_deep_netpbm(data) if header.format == "PPM" else None
     return deep or _decode_pillow(data)
 
@@ -164,17 +171,15 @@ def _check_png(data: bytes) -> None:
 
 def _decode_pillow(data: bytes) -> Values:
     with Image.open(io.BytesIO(data), formats=_READABLE) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        if getattr(image, "n_frames", 1) > 1:
             raise ValueError("an animation or a stack of several images")
-        if image.format == "JPEG":
-            image.draft("L", None)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        orientation = exif_orientation(image.info.get("exif", b""))
         if image.mode.startswith(("I", "F")):
             values = _unsigned(image)
-            return Values(values, declared_depth(image, data, values))
+            return Values(turned(values, orientation), declared_depth(image, data, values))
         grey = image if image.mode == "L" else image.convert("RGB").convert("L")
-        return Values(np.array(grey))
+        return Values(turned(np.asarray(grey), orientation))
 
 
 def _unsigned(image: Image.Image) -> np.ndarray:

@@ -29,6 +29,7 @@ _SIGNATURES = {  # P: an address, I: int64
     "add_rows": "PPPPPIIII",
     "render_float32": "PPPPPPPPPII",
     "render_uint16": "PPPPPPPPPII",
+    "walk_scan": "PPPPIIIII",
 }
 _TYPES = {"P": ctypes.c_void_p, "I": ctypes.c_int64}
 # What numba's code for errors and for counted memory calls. The kernels have neither.

@@ -70,20 +70,16 @@ def depth_holding(bits: int) -> Depth:
 
 
 def _checked(bits: int, depth: int | None) -> int:
-    choices = [str(one) for one in DEPTHS if one >= bits]
-    choices[-2:] = [" or ".join(choices[-2:])]
+    used = f"16-bit image without a declared depth uses {bits} bits"
     if depth is None:
         if bits >= _SURELY_16:
             return 16
-        raise BeyondDepth(
-            f"depth not known: a 16-bit image that declares none uses {bits} bits; give --depth "
-            f"{', '.join(choices)}",
-            bits,
-        )
+        raise BeyondDepth(f"{used}, of how many is not known: give {_options(bits)}", bits)
     if bits > depth:
-        raise BeyondDepth(
-            f"beyond the depth: a 16-bit image that declares none uses {bits} bits, over the depth "
-            f"of {depth}; --depth {', '.join(choices)} holds it",
-            bits,
-        )
+        raise BeyondDepth(f"{used}, over the depth of {depth}: {_options(bits)} holds it", bits)
     return depth
+
+
+def _options(bits: int) -> str:
+    *most, last = [str(depth) for depth in DEPTHS if depth >= bits]
+    return f"--depth {', '.join(most)} or {last}" if most else f"--depth {last}"

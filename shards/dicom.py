@@ -10,35 +10,23 @@ counts for no percentile and becomes black. Since MONOCHROME1 decides the invers
 PresentationLUTShape, which repeats it, does not. Overlays are not drawn.
 
 Every pixel goes through a table of at most 65,536 entries, so no rule costs more than a look-up.
-pydicom reads the header, and imagecodecs, which decodes all else here, what is compressed: JPEG
-lossy and lossless, JPEG-LS, JPEG 2000 and HTJ2K. (pylibjpeg's JPEG plugin is under the GPL.)
+pydicom reads the header, `shards.dicom_pixels` the pixels.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
-from typing import Any
 
-import imagecodecs
 import numpy as np
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
-from pydicom.uid import UID
 
-from shards.codec import MAX_PIXELS, BadImage
-from shards.dicom_header import contained, read_header
+from shards.bad_image import BadImage
+from shards.codec import MAX_PIXELS
+from shards.dicom_header import contained, has_pixels, inflated, read_header
+from shards.dicom_pixels import BIG_ENDIAN, RAW, RLE, Layout, StoredPixels, read_pixels
 
 LOW, HIGH = 0.001, 0.999  # of the pixels, where nothing says what range to show
-_RAW = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_RLE = "1.2.840.10008.1.2.5"
-_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
-_JPEG_LS = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
-_JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))  # HTJ2K too
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -48,60 +36,33 @@ RescaleSlope RescaleIntercept ModalityLUTSequence VOILUTSequence VOILUTFunction 
 WindowWidth PixelData"""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the pixels lie in the file; samples: 1 grey, 3 colour; allocated, stored: bits."""
-
-    syntax: str
-    photometric: str
-    rows: int
-    columns: int
-    samples: int
-    allocated: int
-    stored: int
-    signed: bool
-    planar: bool  # colour by colour, as RLE always does
-
-    @property
-    def dtype(self) -> np.dtype:
-        order = ">" if self.syntax == _BIG_ENDIAN else "<"
-        return np.dtype(f"{order}u{self.allocated // 8}")
-
-    @property
-    def bytes(self) -> int:
-        """Of the pixels, decoded."""
-        return self.rows * self.columns * self.samples * self.allocated // 8
-
-    @property
-    def lowest(self) -> int:
-        """The lowest value that BitsStored allows."""
-        return -(1 << self.stored - 1) if self.signed else 0
-
-
 def decode_dicom(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A DICOM file -> (H, W) uint8 grey. BadImage, without any content of the file, when it does
     not hold exactly one image that decodes as a whole."""
     read_header(BytesIO(data))  # the same refusals as before the pixels were read
     with contained():
+        data = inflated(data)
         dataset = dcmread(BytesIO(data), specific_tags=list(_TAGS.split()))
+        if "PixelData" not in dataset:
+            cut = "the file is cut short in its pixels"
+            raise BadImage(cut if has_pixels(data) else "a DICOM file without pixels")
         layout = _layout(dataset, max_pixels)
+        pixels = read_pixels(dataset, layout)
         if layout.samples == 3:
-            return _luma(_read_pixels(dataset, layout), layout)
-        return _show(_codes(_read_pixels(dataset, layout), layout), dataset, layout)
+            return _luma(pixels)
+        return _show(pixels.values, dataset, layout)
 
 
 def _layout(dataset: Dataset, max_pixels: int) -> Layout:
     """Everything that is refused before a decoder runs."""
-    if "PixelData" not in dataset:
-        raise BadImage("a DICOM file without pixels")
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not 0 < rows * columns <= max_pixels:
         raise BadImage(f"{columns} x {rows} pixels, over the limit of {max_pixels}")
-    frames = _integer(dataset, "NumberOfFrames", 1)
+    frames = _integer(dataset, "NumberOfFrames", 1) or 1  # 0 is written, and means one image
     if frames != 1:
         raise BadImage(f"{frames} frames in one DICOM file, expected one image")
     samples = _integer(dataset, "SamplesPerPixel", 1)
-    photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if photometric not in {1: _GREY, 3: _COLOUR}.get(samples, ()):
         known = ", ".join(_GREY + _COLOUR)
         raise BadImage(f"photometric interpretation not read; there are: {known}")
@@ -111,7 +72,7 @@ def _layout(dataset: Dataset, max_pixels: int) -> Layout:
         raise BadImage(f"{stored} of {allocated} bits, {samples} samples: not read")
     if _integer(dataset, "HighBit", stored - 1) != stored - 1:
         raise BadImage("the highest bit is not BitsStored - 1: not read")
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", _RAW[0]))
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", RAW[0]))
     return Layout(
         syntax=syntax,
         photometric=photometric,
@@ -121,7 +82,8 @@ def _layout(dataset: Dataset, max_pixels: int) -> Layout:
         allocated=allocated,
         stored=stored,
         signed=_integer(dataset, "PixelRepresentation", 0) == 1,
-        planar=syntax == _RLE or _integer(dataset, "PlanarConfiguration", 0) == 1,
+        planar=syntax == RLE or _integer(dataset, "PlanarConfiguration", 0) == 1,
+        words=dataset["PixelData"].VR == "OW",
     )
 
 
@@ -134,85 +96,13 @@ def _integer(dataset: Dataset, name: str, default: int | None = None) -> int:
     return int(value)
 
 
-def _read_pixels(dataset: Dataset, layout: Layout) -> np.ndarray:
-    """(H, W) or (H, W, 3), as stored or as the codec gives it."""
-    if layout.syntax in _RAW:
-        return _shaped(np.frombuffer(_raw_bytes(dataset, layout), layout.dtype), layout)
-    decode = _decoder(layout)
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if layout.syntax == _RLE:
-        return _shaped(np.frombuffer(decode(frame), layout.dtype), layout)
-    _check_codestream(frame, layout)
-    pixels = np.asarray(decode(frame))
-    expected = (layout.rows, layout.columns, *([3] if layout.samples == 3 else []))
-    if pixels.shape != expected or pixels.dtype.itemsize > 2 or pixels.dtype.kind not in "iu":
-        raise BadImage("the encoded pixels are not what the DICOM header says")
-    return pixels
-
-
-def _raw_bytes(dataset: Dataset, layout: Layout) -> memoryview:
-    if layout.photometric == "YBR_FULL_422":
-        raise BadImage("YBR_FULL_422 without compression is not read")
-    data = memoryview(dataset.PixelData)
-    if len(data) < layout.bytes:
-        raise BadImage(f"{len(data)} of {layout.bytes} bytes of pixels: cut short")
-    return data[: layout.bytes]
-
-
-def _shaped(values: np.ndarray, layout: Layout) -> np.ndarray:
-    if layout.samples == 1:
-        return values.reshape(layout.rows, layout.columns)
-    if layout.planar:
-        return values.reshape(3, layout.rows, layout.columns).transpose(1, 2, 0)
-    return values.reshape(layout.rows, layout.columns, 3)
-
-
-def _decoder(layout: Layout) -> Callable[[bytes], Any]:
-    if layout.syntax == _RLE:
-        return partial(imagecodecs.dicomrle_decode, dtype=layout.dtype.str, out=layout.bytes)
-    if layout.syntax in _JPEG:
-        return imagecodecs.jpeg8_decode  # 12 bits and lossless too
-    if layout.syntax in _JPEG_LS:
-        return imagecodecs.jpegls_decode
-    if layout.syntax in _JPEG_2000:
-        return imagecodecs.jpeg2k_decode  # for HTJ2K too: OpenJPH decodes a stream that is cut
-    known = UID(layout.syntax)
-    name = known.name if known.name != layout.syntax else "unknown"
-    raise BadImage(f"transfer syntax {name} is not read")
-
-
-def _check_codestream(frame: bytes, layout: Layout) -> None:
-    """A codestream that declares another size could make its decoder take any amount of memory;
-    and JPEG's decoder fills up what is cut off without a word."""
-    if layout.syntax in _JPEG_2000:
-        start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # some writers keep the boxes of a JP2
-        words = np.frombuffer(frame[start + 8 : start + 24], ">u4").tolist()
-        size = (words[1] - words[3], words[0] - words[2]) if start >= 0 else None
-    else:
-        size = _jpeg_size(frame)
-        if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise BadImage("the encoded pixels are cut short")
-    if size != (layout.rows, layout.columns):
-        raise BadImage("the encoded pixels are not what the DICOM header says")
-
-
-def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of the frame header of a JPEG or JPEG-LS."""
-    at = 2
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = np.frombuffer(frame[at + 5 : at + 9], ">u2").tolist()
-            return rows, columns
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return None
-
-
-def _luma(pixels: np.ndarray, layout: Layout) -> np.ndarray:
-    """(H, W, 3) uint8 -> ITU-R 601 luma. Y is luma already; codecs give RGB."""
-    if layout.photometric == "YBR_FULL" and layout.syntax in (*_RAW, _RLE):
-        return np.ascontiguousarray(pixels[..., 0])
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+def _luma(pixels: StoredPixels) -> np.ndarray:
+    """(H, W, 3) uint8 -> ITU-R 601 luma."""
+    if pixels.values.dtype != np.uint8:
+        raise BadImage("colours of more than 8 bits: not read")
+    if pixels.luma:
+        return np.ascontiguousarray(pixels.values[..., 0])
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels.values)).convert("L"))
 
 
 def _codes(pixels: np.ndarray, layout: Layout) -> np.ndarray:
@@ -222,16 +112,18 @@ def _codes(pixels: np.ndarray, layout: Layout) -> np.ndarray:
     return codes ^ np.uint16(1 << layout.stored - 1) if layout.signed else codes
 
 
-def _show(codes: np.ndarray, dataset: Dataset, layout: Layout) -> np.ndarray:
-    """Stored values, as `_codes` gives them -> (H, W) uint8."""
+def _show(pixels: np.ndarray, dataset: Dataset, layout: Layout) -> np.ndarray:
+    """(H, W) stored values -> (H, W) uint8."""
+    codes = _codes(pixels, layout)
     inputs = np.arange(layout.lowest, layout.lowest + (1 << layout.stored))
-    padding = _padding(inputs, dataset, layout)
+    padding, outside = _padding(inputs, pixels, dataset, layout)
     values = _modality(inputs.astype(np.float64), dataset)
     shown = _voi(values, dataset)
     if shown is None:
         low, high = float(values.min()), float(values.max())
         if layout.stored > 8:
-            low, high = _range(values, np.where(padding, 0, _histogram(codes, len(inputs))))
+            counted = codes if outside is None else codes[~outside]
+            low, high = _range(values, np.where(padding, 0, _histogram(counted, len(inputs))))
         shown = (values - low) / max(high - low, np.finfo(float).tiny)
     if not np.isfinite(shown).all():
         raise BadImage("its rescale or window values are not numbers")
@@ -239,7 +131,10 @@ def _show(codes: np.ndarray, dataset: Dataset, layout: Layout) -> np.ndarray:
     if layout.photometric == "MONOCHROME1":
         table = 255 - table
     table[padding] = 0
-    return np.take(table, codes)
+    grey = np.take(table, codes)
+    if outside is not None:
+        grey[outside] = 0
+    return grey
 
 
 def _histogram(codes: np.ndarray, size: int) -> np.ndarray:
@@ -248,15 +143,28 @@ def _histogram(codes: np.ndarray, size: int) -> np.ndarray:
     return np.sum([np.bincount(part.ravel(), minlength=size) for part in parts], axis=0)
 
 
-def _padding(inputs: np.ndarray, dataset: Dataset, layout: Layout) -> np.ndarray:
-    """(len(inputs),) bool: the stored values that stand for no tissue. They may be written as the
-    same bits with the other sign."""
+def _padding(
+    inputs: np.ndarray, pixels: np.ndarray, dataset: Dataset, layout: Layout
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What stands for no tissue (PS3.3 C.7.5.1.1.2): (len(inputs),) bool, these stored values; and
+    (H, W) bool, these pixels, where padding uses bits above BitsStored, which it must not. It may
+    be written as the same bits with the other sign."""
+    none = np.zeros(len(inputs), bool)
     first = dataset.get("PixelPaddingValue")
     if first is None or first == "":
-        return np.zeros(len(inputs), bool)
+        return none, None
     last = _integer(dataset, "PixelPaddingRangeLimit", int(first))
-    low, high = (int(v) - (1 << 16) * (layout.signed and int(v) > 32767) for v in (first, last))
-    return (inputs >= min(low, high)) & (inputs <= max(low, high))
+    low, high = sorted(_signed_alike(int(value), layout) for value in (first, last))
+    if inputs[0] <= low and high <= inputs[-1]:
+        return (inputs >= low) & (inputs <= high), None
+    whole = pixels.astype(f"{'i' if layout.signed else 'u'}{layout.allocated // 8}")
+    return none, (whole >= low) & (whole <= high)
+
+
+def _signed_alike(value: int, layout: Layout) -> int:
+    """The value whose bits these are in pixels of this sign."""
+    bits = value & ((1 << layout.allocated) - 1)
+    return bits - (1 << layout.allocated) * (layout.signed and bits >> layout.allocated - 1)
 
 
 def _modality(values: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -265,12 +173,14 @@ def _modality(values: np.ndarray, dataset: Dataset) -> np.ndarray:
     if tables:
         return _look_up(values, tables[0], dataset)
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
+    if slope == 0:  # would make every pixel the same: no rescale, as dcmtk has it
+        return values
     return values * (1 if slope is None else slope) + (intercept or 0)
 
 
 def _voi(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """PS3.3 C.11.2: what to show, 0 to 1 (beyond: clipped). None when the file does not say."""
-    tables = dataset.get("VOILUTSequence")
+    tables = [one for one in dataset.get("VOILUTSequence") or () if "LUTData" in one]
     if tables:
         found = _look_up(values, tables[0], dataset)
         entries = _entries(tables[0], dataset)
@@ -324,7 +234,7 @@ def _entries(table: Dataset, dataset: Dataset) -> np.ndarray:
     count = int(table.LUTDescriptor[0]) or 1 << 16
     data = table.LUTData
     if isinstance(data, bytes):
-        order = ">" if dataset.file_meta.get("TransferSyntaxUID") == _BIG_ENDIAN else "<"
+        order = ">" if dataset.file_meta.get("TransferSyntaxUID") == BIG_ENDIAN else "<"
         data = np.frombuffer(data, f"{order}u{2 if len(data) >= 2 * count else 1}")
     entries = np.atleast_1d(np.asarray(data, np.int64))[:count]
     if len(entries) < count:

@@ -6,6 +6,7 @@ it may name a patient: they are made of our own words and of names from the stan
 """
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +17,15 @@ from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.multival import MultiValue
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from shards.codec import BadImage, is_dicom
 
 PREAMBLE_BYTES = 132  # 128 of anything, then DICM
+MAX_INFLATED_BYTES = 320 << 20  # 100 megapixels, three bytes each, and a header
 FIRST_BYTES = 1 << 16  # enough for nearly every header
 MAX_HEADER_BYTES = 16 << 20
+_TOO_LONG = f"a DICOM header of more than {MAX_HEADER_BYTES} bytes"
 MAX_ELEMENTS = 20_000  # at the top level; a rich header has 300
 
 config.settings.reading_validation_mode = config.IGNORE  # its complaints quote the values
@@ -45,6 +48,7 @@ _FIELDS = {
 _VIEW_CODES, _CODE_MEANING = 0x00540220, 0x00080104
 _WANTED = [*_FIELDS.values(), _VIEW_CODES]
 _LAST = max(_WANTED)
+_PIXELS = 0x7FE00010
 
 
 class NotDicom(BadImage):
@@ -88,7 +92,7 @@ def read_header(stream: BinaryIO) -> DicomHeader:
         data += stream.read(MAX_HEADER_BYTES - len(data))
         header = _parse(data, whole=len(data) < MAX_HEADER_BYTES)
     if header is None:
-        raise BadImage(f"a DICOM header of more than {MAX_HEADER_BYTES} bytes")
+        raise BadImage(_TOO_LONG)
     return header
 
 
@@ -121,7 +125,7 @@ def _parse(data: bytes, *, whole: bool = False) -> DicomHeader | None:
 
 def _read_wanted(data: bytes) -> tuple[Dataset, bool]:
     """The wanted elements, and whether an element behind the last of them was met."""
-    _refuse_deflated(data)
+    data = inflated(data, MAX_HEADER_BYTES)
     met = [0, 0]  # elements; the highest tag
 
     def stop(tag: int, vr: str | None, length: int) -> bool:
@@ -131,17 +135,38 @@ def _read_wanted(data: bytes) -> tuple[Dataset, bool]:
         return tag > _LAST
 
     dataset = read_partial(BytesIO(data), stop_when=stop, specific_tags=list(_WANTED))
+    if met[1] <= _LAST and len(data) >= MAX_HEADER_BYTES:
+        raise BadImage(_TOO_LONG)
     return dataset, met[1] > _LAST
 
 
-def _refuse_deflated(data: bytes) -> None:
-    """Its parser would inflate a bomb whole; hardly anybody writes it."""
+def inflated(data: bytes, limit: int = MAX_INFLATED_BYTES) -> bytes:
+    """A DICOM file as Explicit VR Little Endian where it is deflated (PS3.5, A.5), else as it is.
+
+    At most about `limit` bytes, so that no bomb goes off: what lies behind them is not inflated.
+    """
     stream = BytesIO(data)
     stream.seek(PREAMBLE_BYTES)
     behind: Callable[[Any, str | None, int], bool] = lambda tag, vr, length: tag >> 16 != 2  # noqa: E731
     meta = read_dataset(stream, False, True, stop_when=behind)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise BadImage("transfer syntax Deflated Explicit VR Little Endian is not read")
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return data
+    begin = stream.tell()
+    deflated, plain = DeflatedExplicitVRLittleEndian.encode(), ExplicitVRLittleEndian.encode()
+    head = data[:begin].replace(deflated, plain.ljust(len(deflated), b"\0"), 1)
+    return head + zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[begin:], limit)
+
+
+def has_pixels(data: bytes) -> bool:
+    """Whether the element of the pixels begins in these bytes, whole or cut."""
+    met: list[int] = []
+
+    def stop(tag: int, vr: str | None, length: int) -> bool:
+        met.append(tag)
+        return tag >= _PIXELS
+
+    read_partial(BytesIO(data), stop_when=stop, specific_tags=[])
+    return _PIXELS in met
 
 
 def _header(dataset: Dataset, *, cut: bool) -> DicomHeader:

@@ -1,5 +1,5 @@
-"""The compiled loops: PNG filters, resize, warp. Only `compiled` imports this, where they are not
-compiled yet.
+"""The compiled loops: PNG filters, resize, warp, JPEG scans. Only `compiled` imports this, where
+they are not compiled yet.
 
 Arrays come as addresses, contiguous unless a stride is given. Lines that look alike are the lanes
 of vectors: LLVM makes them of loops without branches over 8-bit and 32-bit integers.
@@ -106,6 +106,86 @@ def add_rows(image_at, starts_at, weights_at, out_at, sums_at, given, width, wan
                 )
         for i in range(width):
             out[row, i] = np.uint8(sums[i] >> BITS)
+
+
+@cfunc(
+    f"void({_BYTES}, CPointer(uint16), CPointer(int32), CPointer(int64), "
+    "int64, int64, int64, int64, int64)",
+    error_model="numpy",
+)
+def walk_scan(data_at, tables_at, plan_at, found_at, begin, end, blocks, units, restart):  # type: ignore[no-untyped-def]
+    """Read every Huffman code of a scan of a JPEG (`jpeg_scan` tells why).
+
+    data: the file, (end,) bytes, the scan from `begin`; tables: (8, 65536), for 16 bits the length
+    of the code that they begin with << 8 | its value, 0: none; plan: (blocks, 2), of each block of
+    a unit the tables of its first and of its other codes (-1: lossless, which has no others);
+    restart: units between restart markers, 0: none; found: what is wrong (0: nothing; 1: the data
+    end early, 2: no such code, 3: data left over, 4: no restart marker), and where the scan ends.
+    """
+    data = carray(data_at, (end,))
+    tables = carray(tables_at, (8 * 65536,))
+    plan = carray(plan_at, (blocks * 2,))
+    found = carray(found_at, (2,))
+    at, wrong = begin, 0
+    bits, have, made = (
+        np.int64(0),
+        np.int64(0),
+        np.int64(0),
+    )  # the last `have` bits are unread, `made` of them made up
+    next_marker = 0xD0
+    unit = 0
+    while wrong == 0 and unit <= units:
+        if unit == units or (restart > 0 and unit > 0 and unit % restart == 0):
+            if have - made >= 8 or (at < end and data[at] != 0xFF):
+                wrong = 3
+            elif unit < units:
+                while at + 1 < end and data[at] == 0xFF and data[at + 1] == 0xFF:
+                    at += 1
+                if at + 1 < end and data[at] == 0xFF and data[at + 1] == next_marker:
+                    next_marker = 0xD0 + ((next_marker + 1) & 7)
+                    at, bits, have, made = at + 2, np.int64(0), np.int64(0), np.int64(0)
+                else:
+                    wrong = 4
+            if unit == units or wrong:
+                break
+        for block in range(blocks):
+            k = np.int64(0)
+            while k < 64 and wrong == 0:
+                while have < 32:
+                    byte = np.int64(0)
+                    if at < end and data[at] != 0xFF:
+                        byte = np.int64(data[at])
+                        at += 1
+                    elif at + 1 < end and data[at + 1] == 0:
+                        byte = np.int64(0xFF)
+                        at += 2
+                    else:
+                        made += 8
+                    bits = ((bits << 8) | byte) & 0xFFFFFFFFFF
+                    have += 8
+                which = plan[2 * block + (1 if k > 0 else 0)]
+                code = np.int64(tables[which * 65536 + ((bits >> (have - 16)) & 0xFFFF)])
+                size = code & 15
+                if code == 0:
+                    wrong = 2
+                elif k == 0:
+                    size = code & 0xFF
+                    wrong = 2 if size > 16 else 0
+                    size = np.int64(0) if size == 16 else size
+                    k = np.int64(64 if plan[2 * block + 1] < 0 else 1)
+                else:
+                    run = (code >> 4) & 15
+                    if size == 0 and run < 15:
+                        k = np.int64(64)
+                    else:
+                        k += run + 1
+                        wrong = 2 if k > 64 else 0
+                have -= (code >> 8) + size
+                if have < made:
+                    wrong = 1
+        unit += 1
+    found[0] = wrong
+    found[1] = at
 
 
 @njit(error_model="numpy")

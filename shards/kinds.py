@@ -3,6 +3,9 @@
 Nothing is decoded and no name is looked at: a file called .jpg may hold anything.
 """
 
+from shards.jpeg import jpeg_frame
+
+_NO_PREAMBLE = "a DICOM file without its preamble"
 _MAGIC: list[tuple[int, bytes, str]] = [  # at this place these bytes: this kind
     (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (0, b"II*\0", "a TIFF image"),
@@ -20,6 +23,10 @@ _MAGIC: list[tuple[int, bytes, str]] = [  # at this place these bytes: this kind
     (0, b"v/1\x01", "an OpenEXR image"),
     (0, b"SIMPLE  =", "a FITS image"),
     (128, b"DICM", "a DICOM file"),
+    (0, b"\x02\0\0\0UL", _NO_PREAMBLE),
+    (0, b"\x08\0\x05\0CS", _NO_PREAMBLE),
+    (0, b"\x08\0\x16\0UI", _NO_PREAMBLE),
+    (0, b"\x08\0\0\0\4\0\0\0", _NO_PREAMBLE),  # implicit, as ACR-NEMA has it
     (344, b"n+1\0", "a NIfTI volume"),
     (344, b"ni1\0", "a NIfTI volume"),
     (4, b"n+2\0\r\n\x1a\n", "a NIfTI volume"),
@@ -64,7 +71,6 @@ _CODED = {  # JPEG's frame markers other than baseline, extended and progressive
     **dict.fromkeys((0xC9, 0xCA), "an arithmetic-coded JPEG"),
     0xF7: "a JPEG-LS image",
 }
-_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # TEM, the restart markers, SOI
 
 
 def kind_of(data: bytes) -> str | None:
@@ -91,25 +97,11 @@ def unread_kind(data: bytes) -> str | None:
     return None if kind in _READ else kind
 
 
-def jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
-    """(marker, bits, channels) of a JPEG's first frame. None where there is none."""
-    at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return marker, data[at + 4], data[at + 9]
-        if marker == 0xFF or marker in _WITHOUT_LENGTH:  # 0xFF: a byte of padding
-            at += 1 if marker == 0xFF else 2
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
-
-
 def _jpeg(data: bytes) -> str:
     frame = jpeg_frame(data)
     if frame is None:
         return _JPEG
-    marker, bits, _ = frame
+    marker, bits = frame
     if marker in _CODED:
         return _CODED[marker]
     return _JPEG if bits == 8 else f"a {bits}-bit JPEG"

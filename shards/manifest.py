@@ -45,7 +45,8 @@ class Manifest:
     """dataset: its name; labels: in the order of the outputs; excluded: reason -> images left out;
     settings: what the ingest was asked for; image_extension: of every image member; synthetic: at
     least one image is drawn by a program; files: the tables, lists and the page beside the shards
-    -> SHA-256."""
+    -> SHA-256; depth: of its 16-bit images that declared none (shards.depth), None where there
+    were none, or of several data sets not one."""
 
     dataset: str
     labels: tuple[str, ...]
@@ -61,6 +62,7 @@ class Manifest:
     synthetic: bool = False
     notes: tuple[str, ...] = field(default=())
     files: dict[str, str] = field(default_factory=dict)
+    depth: int | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -11,6 +11,7 @@ import imagecodecs
 import numpy as np
 from isal import isal_zlib
 
+MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # DICOM's and JPEG's; one line of 50,000,000 costs the HTJ2K encoder 4 GB
 _BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _HEADER = struct.Struct(">IIBBBBB")  # of IHDR: size, bits, colour, compression, filter, interlace

@@ -1,6 +1,7 @@
 """The preprocessing contract, version 1, that training, evaluation, heatmaps and scoring share.
 
-1. grey, 8 bit (`shards.codec.decode_grey`);
+1. grey, 8 bit (`shards.codec`): of 16-bit values the highest 8 of the bits that count, which the
+   file declares, or else the `depth` of the data set, never a file's own range (`shards.depth`);
 2. the shorter side reduced to the data set's `shorter_side` by area averaging, never enlarged
    (ingest does this before it stores an image; scoring does it to raw images, so that a file gets
    the same pixels on both ways);
@@ -8,6 +9,9 @@
    whose support grows with the reduction; Pillow 13 takes tall images down first), which is what
    DALI's `resize(antialias=True)` computes within 1 grey level on average;
 4. in the network's input: v / 255, one channel repeated to three, minus MEAN, over STD.
+
+The depth did not make a version 2: no pixel of an 8-bit image changes, and a data set or model of
+before has none, so that scoring asks for it, and --depth 16 gives what it gave.
 """
 
 import cv2

@@ -66,7 +66,8 @@ def print_stats(folder: Path, manifest: Manifest) -> None:
     print_table(table, manifest, folder)
     stdout.print(f"sources: {', '.join(sorted(sources))}")
     side = manifest.shorter_side or "as in the source"
-    stdout.print(f"images: .{manifest.image_extension}, shorter side {side}")
+    depth = f", 16-bit images of {manifest.depth} bits" if manifest.depth else ""
+    stdout.print(f"images: .{manifest.image_extension}, shorter side {side}{depth}")
     print_left_out(manifest)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 
-def picture(bits: int, height: int = 48, width: int = 64) -> np.ndarray:
+def picture(bits: int, height: int = 48, width: int = 64, *, seed: int = 0) -> np.ndarray:
     """(H, W) uint16 without symmetry, from 0 to the largest value of so many bits."""
     y, x = np.mgrid[:height, :width]
-    waves = np.sin(x / 9 + y / 31) + np.cos(y / 7) + x / 40
+    a, b, c = np.random.default_rng(seed).uniform(5, 20, 3)
+    waves = np.sin(x / a + y / 31) + np.cos(y / b) + np.sin(x * y / 300 + c)
     shares = (waves - waves.min()) / (waves.max() - waves.min())
     return np.round(shares * ((1 << bits) - 1)).astype(np.uint16)
 

@@ -4,6 +4,7 @@ Python, one pixel at a time."""
 import contextlib
 import io
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -273,10 +274,24 @@ def test_cut_short_or_of_another_size(syntax):
     assert refused(to_bytes(whole))
 
 
-def test_deflated_is_never_inflated():
+def test_deflated_files_are_read_within_bounds():
+    dataset = make_dicom(ramp(8))
+    plain = to_bytes(dataset)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated = to_bytes(dataset)
+    assert np.array_equal(decode_dicom(deflated), decode_dicom(plain))
+    assert read_header(io.BytesIO(deflated)) == read_header(io.BytesIO(plain))
+    dataset.add_new(0x00091010, "OB", bytes(40 << 20))
+    bomb = to_bytes(dataset)
+    assert len(bomb) < 1 << 17
+    tracemalloc.start()
+    with pytest.raises(BadImage, match="of more than"):
+        read_header(io.BytesIO(bomb))
+    assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    tracemalloc.stop()
     dataset = make_dicom(ramp(8))
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    assert "Deflated" in refused(to_bytes(dataset))
+    assert "cut short" in refused(to_bytes(dataset)[:-20])
 
 
 def test_headers_are_read_within_bounds():

@@ -30,7 +30,16 @@ def test_views(elements, view):
 
 @pytest.mark.parametrize(
     ("text", "years"),
-    [("058Y", 58), ("62", 62), ("009M", 0), ("107Y", 90), ("", None), ("old", None)],
+    [
+        ("058Y", 58),
+        ("62", 62),
+        ("009M", 0),
+        ("107Y", 90),
+        ("999Y", None),
+        ("121", None),
+        ("", None),
+        ("old", None),
+    ],
 )
 def test_ages(text, years):
     assert age_of(text) == years

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.codec import BadImage, decode_source
-from shards.kinds import jpeg_frame, kind_of
+from shards.jpeg import jpeg_frame
+from shards.kinds import kind_of
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
 
@@ -103,7 +104,7 @@ def test_no_kind_that_is_read_is_called_unread(kind):
 
 
 def test_the_frame_of_a_jpeg():
-    assert jpeg_frame(frame(0xC2, 8)) == (0xC2, 8, 1)
+    assert jpeg_frame(frame(0xC2, 8)) == (0xC2, 8)
     assert jpeg_frame(b"\xff\xd8\xff\xd9") is None
 
 

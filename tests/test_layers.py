@@ -31,6 +31,7 @@ SHARDS_LIBRARIES = [
     "pyarrow",
     "pydicom",
     "rich",
+    "simplejpeg",
     "tyro",
 ]
 WITHOUT_TORCH = [

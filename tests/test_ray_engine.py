@@ -189,7 +189,7 @@ def test_a_machine_dies_in_the_middle_and_the_bytes_are_the_same(
             cluster.add_node(num_cpus=2, object_store_memory=2**27)
 
     monkeypatch.setattr("ingest.engines._BATCH_IMAGES", 2)
-    monkeypatch.setattr("ingest.run.encode_image", slow_encode)
+    monkeypatch.setattr("ingest.passes.encode_image", slow_encode)
     monkeypatch.setattr(Spool, "add", add_and_kill)
     options = {"engine": "ray", "ray_address": cluster.address}
     ingest(nih(tiny_raw), config(tmp_path, **options))

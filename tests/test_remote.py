@@ -144,10 +144,10 @@ def test_a_faster_machine_with_other_settings_is_not_overwritten(
     source = ChestXray14(ChestXray14Config(tiny_raw / "chestxray14"))
     out, made = path_of("memory://out"), ingest_run.encode_all
 
-    def slow(*rest: Any) -> None:  # meanwhile another machine begins and ends
+    def slow(*rest: Any) -> Any:  # meanwhile another machine begins and ends
         monkeypatch.setattr("ingest.run.encode_all", made)
         ingest(source, config(out, seed=1, work=tmp_path / "other"))
-        made(*rest)
+        return made(*rest)
 
     monkeypatch.setattr("ingest.run.encode_all", slow)
     with pytest.raises(UserError, match=r"is finished, with other settings: seed was 1, now 0"):

@@ -228,13 +228,13 @@ def test_an_archive_without_images_is_an_error(tmp_path):
     assert score(config(tmp_path, other)).rows == 1  # the folder is free for another request
 
 
-def decode_or_die(images: list[bytes], shorter_side: int | None, size: int) -> Decoded:
+def decode_or_die(images: list[bytes], *prepared: int | None) -> Decoded:
     """Stands for a decoder that a damaged image takes down with its process."""
     if b"killer" in images:
         os._exit(66)
     if b"endless" in images:
         time.sleep(3600)
-    return decode_images(images, shorter_side, size)
+    return decode_images(images, *prepared)
 
 
 def test_an_image_that_kills_its_worker_is_the_only_one_lost():

@@ -327,6 +327,7 @@ class Trainer:
             synthetic=manifest.synthetic,
             output=stage.output,
             head=self.config.head,
+            depth=manifest.depth,
         )
 
 

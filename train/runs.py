@@ -24,8 +24,9 @@ class ModelSpec:
 
     output: how logits become probabilities, sigmoid per label or softmax over the labels
     (train.loss.probabilities computes either). head: linear, or soares, whose flatten ties the
-    network to `size`. Every network is fed step 4 of the preprocessing contract: one that works on
-    [0, 1], as soares does, undoes ImageNet's normalisation itself.
+    network to `size`. depth: as in the data set's manifest. Every network is fed step 4 of the
+    preprocessing contract: one that works on [0, 1], as soares does, undoes ImageNet's
+    normalisation itself.
     """
 
     architecture: str
@@ -42,6 +43,7 @@ class ModelSpec:
     weights_sha256: str = ""
     output: str = "sigmoid"
     head: str = "linear"
+    depth: int | None = None
 
 
 def save_model(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
@@ -115,7 +117,7 @@ def _read_spec(folder: Path) -> ModelSpec:
     try:
         raw = json.loads(path.read_bytes())
         known = {f.name for f in fields(ModelSpec)}
-        needed = known - {"output", "head"}  # older runs have neither
+        needed = known - {"output", "head", "depth"}  # older runs have none of them
         if not needed <= set(raw) <= known:
             raise ValueError(f"fields {sorted((set(raw) - known) | (needed - set(raw)))}")
         return ModelSpec(**{**raw, "labels": tuple(raw["labels"])})

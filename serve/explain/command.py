@@ -14,7 +14,7 @@ float32) and `DIR/explanations.json`, which lists them.
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,9 +33,11 @@ from serve.explain.subjects import (
     from_files,
     from_shards,
     parse_where,
+    scored_depth,
 )
 from shards import malloc
 from shards.console import RunFailed, UserError, progress, warn
+from shards.depth import Depth
 from shards.labels import Vocabulary
 from shards.splits import SplitName
 from shards.writer import write_atomic
@@ -85,6 +87,9 @@ class ExplainConfig:
     predicted=LABEL."""
     limit: int | None = None
     """At most this many images."""
+    depth: Depth | None = None
+    """Bits that count in 16-bit images whose files declare none. Default: as scored, else the
+    model's."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of LRP's convolutions and of occlusion-drop's windows; bf16 is faster where the
     processor has it. Probabilities, logits and calls are always those of fp32."""
@@ -109,6 +114,9 @@ def explain(config: ExplainConfig) -> None:
     check_methods(methods)
     subjects, chosen, total = _subjects(config)
     ready = load(config.run, config.stage, methods, config.precision)
+    scored = scored_depth(config.scores) if config.shards is None else None
+    depth = config.depth or scored or ready.spec.depth
+    ready = replace(ready, spec=replace(ready.spec, depth=depth))
     vocabulary = Vocabulary(ready.spec.labels, ready.spec.exclusive)
     target = None if config.label is None else vocabulary.index(config.label)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +189,7 @@ def decoded_batches(
 ) -> Iterator[tuple[list[Subject], np.ndarray]]:
     """The subjects that decode, with their images (N, S, S) uint8; the others go to `failed`, each
     with a warning."""
-    with DecodePool(1, spec.shorter_side, spec.size) as pool:
+    with DecodePool(1, spec.shorter_side, spec.size, spec.depth) as pool:
         results = pool.run(Task(subject, [subject.data]) for subject in subjects)
         while batch := list(islice(results, _BATCH)):
             good = []

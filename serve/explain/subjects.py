@@ -124,6 +124,14 @@ def from_archives(paths: Sequence[Path], keys: Sequence[str], scores: Path) -> I
     return _archived(archives, dict.fromkeys(keys), keep_names)
 
 
+def scored_depth(scores: Path | None) -> int | None:
+    """That the images were scored with; None where that is not known."""
+    if scores is None or not scores.is_dir():
+        return None
+    depth: int | None = ScoreFolder(scores).request().get("depth")
+    return depth
+
+
 def _archived(
     archives: Sequence[Archive], wanted: dict[str, None], keep_names: bool
 ) -> Iterator[Subject]:
