@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from shards.bad_image import BadImage as BadImage
-from shards.declared import declared_depth
+from shards.declared import declared_depth, jpeg_2000_bits
 from shards.depth import Values
 from shards.jpeg import decode_jpeg, jpeg_exif
 from shards.kinds import kind_of, unread_kind
@@ -26,6 +26,7 @@ from shards.netpbm import decode_deep_netpbm
 from shards.orientation import exif_orientation, turned
 from shards.png import MAX_PIXELS as MAX_PIXELS
 from shards.png import MAX_SIDE, decode_plain_png, png_chunks
+from shards.png_16 import decode_png_16
 
 Encoding = Literal["htj2k", "jpeg", "png", "keep"]
 EXTENSIONS = {"htj2k": "jph", "jpeg": "jpg", "png": "png"}
@@ -37,6 +38,7 @@ _HTJ2K_BRAND = b"jph "
 _BEFORE_FRAME = {0xE0, 0xDB, 0xC4, 0xFE}  # JPEG's JFIF, quantisation, Huffman tables and comments
 _FRAME = struct.Struct(">HHBHHB")  # marker SOF, length, bits, height, width, channels
 _KORNIA_MODES = {"L": "mono", "RGB": "rgb", "RGBA": "rgba"}  # Pillow's name -> kornia-rs's
+_COLOURS_2000 = {("JPEG2000", mode) for mode in ("LA", "RGB", "RGBA")}
 _READABLE = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
 
 Image.init()  # `formats=` knows only the formats that are loaded
@@ -130,6 +132,8 @@ def _decode(data: bytes, header: ImageHeader) -> Values:
     if header.format in ("JPEG", "MPO"):
         grey = decode_jpeg(data, header.width * header.height, grey=True)
         return Values(turned(grey, exif_orientation(jpeg_exif(data))))
+    if (header.format, header.mode) in _COLOURS_2000 and jpeg_2000_bits(data) == 16:
+        raise BadImage("a JPEG 2000 image of 16-bit colours: this kind is not read")
     deep = decode_deep_netpbm(data) if header.format == "PPM" else None
     return deep or _decode_pillow(data)
 
@@ -137,14 +141,15 @@ def _decode(data: bytes, header: ImageHeader) -> Values:
 def _decode_png(data: bytes, header: ImageHeader) -> Values:
     # kornia-rs reads 302 PNG 1024 per second and core, Pillow 117, OpenCV 134. The bit depth stands
     # in IHDR: 1, 2 and 4 bit greys go Pillow's way; and so do an EXIF turn and an animation, which
-    # kornia-rs passes over.
+    # kornia-rs passes over. 16 bits go a way of their own.
     special = {b"eXIf", b"acTL"} & {kind for kind, _, _ in png_chunks(data)}
     if header.mode in _KORNIA_MODES and data[24] == 8 and not special:
         size = (header.height, header.width)
         image = np.asarray(kornia_rs.io.decode_image_png_u8(data, size, _KORNIA_MODES[header.mode]))
         return Values(image.reshape(size) if header.mode == "L" else _grey(image))
     _check_png(data)
-    return _decode_pillow(data)
+    deep = data[24] == 16 and b"acTL" not in special
+    return decode_png_16(data) if deep else _decode_pillow(data)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -177,7 +182,7 @@ def _decode_pillow(data: bytes) -> Values:
         orientation = exif_orientation(image.info.get("exif", b""))
         if image.mode.startswith(("I", "F")):
             values = _unsigned(image)
-            return Values(turned(values, orientation), declared_depth(image, data, values))
+            return Values(turned(values, orientation), declared_depth(image, data))
         grey = image if image.mode == "L" else image.convert("RGB").convert("L")
         return Values(turned(np.asarray(grey), orientation))
 

@@ -84,6 +84,8 @@ DECLARED = {
     "sBIT": png(picture(12), b"\x0c"),
     "sBIT of the highest bits": png(picture(12) << 4, b"\x0c"),  # as the standard has it
     "sBIT of stretched values": png(picture(12) << 4 | picture(12) >> 8, b"\x0c"),
+    "sBIT of an RGB PNG": png(np.stack([picture(12)] * 3, -1), b"\x0c\x0c\x0c"),
+    "sBIT of a PNG with alpha": png(np.stack([picture(12), 65535 - picture(16)], -1), b"\x0c\x10"),
     "sBIT of 16": png(picture(12) << 4, b"\x10"),
     "TIFF of 12": tiff_12(picture(12)),
     "PGM": netpbm(picture(12), 4095),
@@ -100,6 +102,19 @@ def test_what_a_file_declares(name):
     assert np.array_equal(decode_source(DECLARED[name], depth=UNSETTLED), GREY_12)
 
 
+def test_the_luma_of_16_bit_colours():
+    colours = np.stack([picture(16, seed=seed) for seed in range(3)], -1)
+    expected = colours @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(decode_values(png(colours)).array - expected).max() <= 1
+    assert np.abs(decode_source(png(colours)) - expected / 256).max() <= 1
+
+
+def test_16_bit_colours_of_a_jpeg_2000_are_refused():
+    """Of which Pillow keeps the high byte."""
+    with pytest.raises(BadImage, match="16-bit colours: this kind is not read"):
+        decode_source(jpeg_2000(np.stack([picture(12)] * 3, -1), 16))
+
+
 def test_a_dark_png_of_the_highest_bits_stays_dark():
     dark = picture(8) << 4  # 12 bits, of which it uses 8
     assert np.array_equal(decode_source(png(dark, b"\x0c")), dark >> 8)
@@ -107,6 +122,9 @@ def test_a_dark_png_of_the_highest_bits_stays_dark():
 
 UNDECLARED = {
     "PNG": png(picture(12)),
+    "RGB PNG": png(np.stack([picture(12)] * 3, -1)),
+    "RGBA PNG": png(np.stack([picture(12)] * 3 + [picture(16)], -1)),
+    "PNG with alpha": png(np.stack([picture(12), picture(16)], -1)),
     "sBIT of 7": png(picture(12), b"\x07"),
     "sBIT of 17": png(picture(12), b"\x11"),
     "TIFF": tiff(picture(12)),
