@@ -27,6 +27,7 @@ from shards.orientation import exif_orientation, turned
 from shards.png import MAX_PIXELS as MAX_PIXELS
 from shards.png import MAX_SIDE, decode_plain_png, png_chunks
 from shards.png_16 import decode_png_16
+from shards.tiff import decode_tiff, is_tiff, tiff_size
 
 Encoding = Literal["htj2k", "jpeg", "png", "keep"]
 EXTENSIONS = {"htj2k": "jph", "jpeg": "jpg", "png": "png"}
@@ -47,7 +48,8 @@ Image.MAX_IMAGE_PIXELS = None  # `read_header` holds the limit, with our own mes
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes declare: Pillow's format and mode names, size in pixels."""
+    """What the first bytes declare: Pillow's format and mode names (of a TIFF no mode), size in
+    pixels as stored."""
 
     format: str
     mode: str
@@ -62,8 +64,9 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     if kind := unread_kind(data):
         raise BadImage(f"{kind}: this kind is not read")
     try:
-        with Image.open(io.BytesIO(data), formats=_READABLE) as image:
-            header = ImageHeader(image.format or "", image.mode, *image.size)
+        header = _header(data)
+    except BadImage:
+        raise
     except UnidentifiedImageError:
         known = kind_of(data)
         what = f"{known} whose header is damaged or of a rare variant" if known else "not an image"
@@ -75,6 +78,13 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     if header.width * header.height > max_pixels:
         raise BadImage(f"{header.width} x {header.height} pixels, over the limit of {max_pixels}")
     return header
+
+
+def _header(data: bytes) -> ImageHeader:
+    if is_tiff(data):
+        return ImageHeader("TIFF", "", *tiff_size(data))
+    with Image.open(io.BytesIO(data), formats=_READABLE) as image:
+        return ImageHeader(image.format or "", image.mode, *image.size)
 
 
 def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -134,6 +144,8 @@ def _decode(data: bytes, header: ImageHeader) -> Values:
         return Values(turned(grey, exif_orientation(jpeg_exif(data))))
     if (header.format, header.mode) in _COLOURS_2000 and jpeg_2000_bits(data) == 16:
         raise BadImage("a JPEG 2000 image of 16-bit colours: this kind is not read")
+    if header.format == "TIFF":
+        return decode_tiff(data) or _decode_pillow(data)
     deep = decode_deep_netpbm(data) if header.format == "PPM" else None
     return deep or _decode_pillow(data)
 
@@ -178,6 +190,7 @@ def _decode_pillow(data: bytes) -> Values:
     with Image.open(io.BytesIO(data), formats=_READABLE) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise ValueError("an animation or a stack of several images")
+        image.info.pop("xmp", None)  # Pillow turns a TIFF itself, by its XMP too
         image.load()
         orientation = exif_orientation(image.info.get("exif", b""))
         if image.mode.startswith(("I", "F")):

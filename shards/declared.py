@@ -2,13 +2,12 @@
 
 A file of 16 bits says nothing by that: it is the least that its format has above 8. TIFF's
 MaxSampleValue is no depth either: it is the largest value that the image uses, and "not to be used
-to affect the visual appearance" (TIFF 6.0). `shards.png_16` and `shards.netpbm` tell their own.
+to affect the visual appearance" (TIFF 6.0). `shards.png_16`, `shards.tiff` and
+`shards.netpbm` tell their own.
 """
 
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
-_BITS_PER_SAMPLE = 258  # TIFF's tag
 _SIZ = b"\xff\x4f\xff\x51"  # a JPEG 2000 codestream's first two markers
 _SSIZ = 42  # bytes from there to the first component's precision
 
@@ -21,9 +20,6 @@ def jpeg_2000_bits(data: bytes) -> int:
 def declared_depth(image: Image.Image, data: bytes) -> int | None:
     """Of grey values of 16 bits as Pillow gives those of `image`, out of these bytes. None: it
     declares none."""
-    if isinstance(image, TiffImageFile):
-        bits: int = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]
-        return bits if bits < 16 else None
     if image.format == "JPEG2000" and jpeg_2000_bits(data) != 16:
         return 16  # Pillow moves values of another number of bits to fill 16
     return None

@@ -92,7 +92,7 @@ def test_a_damaged_file_of_a_kind_that_is_read_keeps_its_name(kind):
     buffer = io.BytesIO()
     Image.fromarray(GREY).save(buffer, kind)
     assert kind_of(buffer.getvalue()) == f"a {kind} image"
-    with pytest.raises(BadImage, match=f"^a {kind} image|^unreadable header"):
+    with pytest.raises(BadImage, match=f"^a {kind} image|^unreadable header|cut short"):
         decode_source(buffer.getvalue()[:12])
 
 

@@ -88,6 +88,13 @@ def test_a_raw_profile_turns_no_png(mode):
     assert np.array_equal(decode_source(saved(MODES[mode], "PNG", pnginfo=info)), GREY)
 
 
+@pytest.mark.parametrize("mode", [*MODES, "CMYK"])
+def test_xmp_turns_no_tiff(mode):
+    image = MODES["RGB"].convert("CMYK") if mode == "CMYK" else MODES[mode]
+    found = decode_source(saved(image, "TIFF", tiffinfo={700: XMP}))
+    assert np.abs(found.astype(int) - GREY).max() <= 1
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("kind", ["JPEG", "WebP"])
 def test_xmp_turns_no_jpeg_and_no_webp(kind, mode):
