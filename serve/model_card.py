@@ -140,7 +140,8 @@ def _of_training(result: dict[str, Any] | None) -> list[str]:
         return ["No test metrics: evaluate the scores of the test split, then export again."]
     test = result["phases"][-1]["test"]
     values = [_number(value) for value in test.get("auroc", [])]
-    lines = ["Test split, as training measured it in torch, without intervals:"]
+    precision = test.get("precision", "the training's precision")  # older runs do not say it
+    lines = [f"Test split, as training measured it in torch, in {precision}, without intervals:"]
     lines.append(_table(("label", "AUROC"), list(zip(result["labels"], values))))
     if test.get("accuracy") is not None:
         lines.append(f"Accuracy {_number(test['accuracy'])}.")

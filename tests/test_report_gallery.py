@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from serve import report_run
 from serve.gallery import (
     Gallery,
     Picture,
+    _picture,
     choose,
     choose_with,
     make_gallery,
@@ -38,6 +40,17 @@ def dataset(tmp_path):
 def join_arrays(truth, probabilities):
     keys = tuple(f"image-{i}" for i in range(len(truth)))
     return Joined(keys, LABELS, True, truth, probabilities, None, {}, True, (None,) * len(keys))
+
+
+def test_an_image_of_a_class_that_the_network_lacks_is_shown_with_it():
+    """Called the label that it has not: wrong. Called one that its data set lacks: not known."""
+    truth = np.array([[0, -1, -1], [0, -1, -1]], np.int8)
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])
+    joined = replace(join_arrays(truth, probabilities), outside=("Other", "Other"))
+    one, two = (_picture(joined, row, np.zeros((8, 8), np.uint8), ()) for row in range(2))
+    assert one.truth == two.truth == ("Other",)
+    assert (one.wrong, two.wrong) == (True, None)
+    assert wrong_calls(truth, probabilities).tolist() == [True, False]
 
 
 def decode(webp):
