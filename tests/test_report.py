@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -214,6 +215,21 @@ def test_labels_that_do_not_exclude_each_other(run):
     page = Page(write_report(ReportConfig((run,))))
     assert "No confusion matrix: an image may have several labels" in page.text
     assert "each label from probability 0.5 on" in page.text
+
+
+def test_an_external_set_with_another_class_has_no_accuracy_and_the_page_says_why(run):
+    whole = scored(30)
+    has_it = whole.targets[:, 2:] == 1
+    part = replace(
+        whole,
+        targets=np.where(has_it, whole.targets, np.array([-1, -1, 0])).astype(np.int8),
+        outside=tuple(None if has else "Other" for has in has_it.ravel()),
+    )
+    evaluate_run(run, part)
+    text = Page(write_report(ReportConfig((run,)))).text
+    why = "no accuracy: 20 of 30 images have a class that the network lacks (Other)"
+    assert f"There is {why}." in text
+    assert "an image may have several labels" not in text
 
 
 def test_two_runs_side_by_side(run, tmp_path):
