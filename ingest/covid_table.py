@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ingest.covid_findings import COVID_OR_NOT, covid_label, exclusion
 from ingest.csv_rows import read_rows, refuse_repeats, years
-from ingest.file_source import FileSource, files_by_name, require_folder
+from ingest.file_source import NOT_IN_TABLE, FileSource, files_by_name, require_folder
 from ingest.record import Record
 from ingest.split import SplitConfig
 from shards.console import UserError
@@ -23,6 +23,7 @@ class CovidTable(FileSource):
     vocabulary = COVID_OR_NOT
     split = SplitConfig()
     file_column = "filename"
+    unlisted_are = NOT_IN_TABLE
 
     def __init__(self, src: Path) -> None:
         """UserError when the folder, its table or all its images are missing."""
@@ -31,6 +32,9 @@ class CovidTable(FileSource):
         if not self.table.is_file():
             raise UserError(f"no {TABLE} in {src}; --src names the folder with it and images/")
         super().__init__(src, files_by_name(src / "images"))
+
+    def images_folder(self) -> Path:
+        return self.src / "images"
 
     def file_of(self, cells: Mapping[str, str]) -> str:
         """The image file of a row."""

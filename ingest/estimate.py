@@ -35,7 +35,7 @@ class Estimate:
     """labels: label -> split -> images; images: split -> images; excluded: reason -> images;
     missing: what is known not to be there, which bytes and seconds leave out; measured: on how
     many images bytes and seconds are based, 0 when none could be read; depth: of the 16-bit images
-    among those that declare none."""
+    among those that declare none; unlisted: what lies there and has no record."""
 
     dataset: str
     labels: dict[str, dict[str, int]]
@@ -48,6 +48,7 @@ class Estimate:
     missing: str | None = None
     missing_allowed: bool = False
     depth: int | None = None
+    unlisted: str | None = None
 
 
 def estimate(source: Source, config: IngestConfig) -> Estimate:
@@ -85,6 +86,7 @@ def estimate(source: Source, config: IngestConfig) -> Estimate:
         missing.text if missing else None,
         config.allow_missing,
         depth,
+        source.unlisted(records),
     )
 
 
@@ -142,6 +144,8 @@ def print_estimate(found: Estimate) -> None:
     if found.missing:
         way = "" if found.missing_allowed else "; the run needs --allow-missing to go on without"
         stdout.print(f"missing, though counted above: {found.missing}{way}")
+    if found.unlisted:
+        stdout.print(f"passed over: {found.unlisted}")
     if found.depth:
         stdout.print(
             f"16-bit images without a declared depth: {found.depth} bits hold the first ones; the "

@@ -2,11 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from os.path import isfile  # False for a name that is too long, where Path.is_file raises
 from pathlib import Path
 
-from ingest.files import files_below, folder_image, image_files, kind_passed_over
+from ingest.files import (
+    files_below,
+    folder_image,
+    image_files,
+    is_image_name,
+    kind_passed_over,
+)
 from ingest.record import PASSED_OVER, Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError, warn
@@ -15,6 +21,8 @@ from shards.members import is_system_file
 from shards.remote import is_remote, name_below
 from shards.splits import TEST, TRAIN, VAL, splits_of
 
+NOT_IN_TABLE = "are in no row of the table"
+NOT_IN_FOLDERS = "are in none of the folders that are read"
 _SYNTHETIC = "SYNTHETIC"  # this file marks a data set as drawn
 _KINDS = 6  # of files passed over are told apart; numbers behind a dot make many
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # of a folder, and in front of every shard's name
@@ -27,6 +35,7 @@ class FileSource(Source):
     name: str
     vocabulary: Vocabulary
     split: SplitConfig
+    unlisted_are = NOT_IN_FOLDERS
 
     def __init__(
         self, src: Path, files: Mapping[str, Path], passed: Mapping[str, int] | None = None
@@ -48,6 +57,14 @@ class FileSource(Source):
             return None
         text = f"{len(missing)} of the table's {len(wanted)} images (such as {missing[0]})"
         return Missing(len(missing), text)
+
+    def images_folder(self) -> Path:
+        """Below which every image should have a record."""
+        return self.src
+
+    def unlisted(self, records: Sequence[Record]) -> str | None:
+        listed = {self.files[r.location] for r in records if r.location in self.files}
+        return count_unlisted(self.images_folder(), listed, self.unlisted_are)
 
     def images(self) -> Iterator[SourceImage]:
         for location, path in self.files.items():
@@ -107,6 +124,18 @@ def image_tree(root: Path, folder: Path, passed: Counter[str]) -> dict[str, Path
     if links:
         warn(f"{links} folders below {folder} are links; what lies behind them is not read")
     return dict(sorted(found.items()))
+
+
+def count_unlisted(
+    folder: Path, listed: Container[Path], they_are: str, aside: str | None = None
+) -> str | None:
+    """How many image files below a folder are not listed, in words; None for none. aside: the name
+    of folders whose images are known to be something else."""
+    there = (path for path, linked in files_below(folder) if not linked and path not in listed)
+    images = (path for path in there if is_image_name(path.name) and path.is_file())
+    names = [name_below(path, folder) for path in images]
+    beside = [n for n in names if not is_system_file(n) and aside not in n.split("/")[:-1]]
+    return f"{len(beside)} images {they_are}, such as {min(beside)}" if beside else None
 
 
 def tell_passed_over(src: Path, passed: Mapping[str, int]) -> tuple[str, ...]:

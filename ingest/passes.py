@@ -142,8 +142,6 @@ def _lacking(
             advance(1)
             continue
         yield image
-        if len(seen) == len(wanted):
-            return
 
 
 def _missing_message(missing: Sequence[str], wanted: int, source: Source) -> str:

@@ -70,10 +70,12 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """images: how many of the wanted ones are known to be missing; text: the same for the user."""
+    """images: how many of the wanted ones are known to be missing; text: the same for the user;
+    way: what the user can do."""
 
     images: int
     text: str
+    way: str = "complete the download"
 
 
 class Source(Protocol):
@@ -84,6 +86,7 @@ class Source(Protocol):
     what their files say of themselves was unread or another then.
     inventory(): (name, bytes) of the image files or archives there are.
     surely_missing(): what is known to be missing before the pass.
+    unlisted(): what lies there and has no record, counted, in words; None for nothing.
     images(): one pass over all images there are, archives streamed, in a fixed order.
     paths(): the folders, archives and tables that it is read from.
     named(): which files or keys of records a line of a list of images may mean.
@@ -105,6 +108,9 @@ class Source(Protocol):
 
     def inventory(self) -> list[tuple[str, int]]: ...
     def surely_missing(self, records: Sequence[Record]) -> Missing | None: ...
+    def unlisted(self, records: Sequence[Record]) -> str | None:
+        return None
+
     def images(self) -> Iterator[SourceImage]: ...
     def paths(self) -> tuple[Path, ...]: ...
 

@@ -29,7 +29,7 @@ from ingest.passes import encode_all
 from ingest.places import check_places, refuse_strangers
 from ingest.quarantine import FILE_NAME as QUARANTINE
 from ingest.quarantine import write_quarantine
-from ingest.record import Missing, Record, Source, inventory_hash, records_hash
+from ingest.record import PASSED_OVER, Missing, Record, Source, inventory_hash, records_hash
 from ingest.redact import by_file, cover
 from ingest.redact import settings as redact_settings
 from ingest.remote import begin, finish, upload
@@ -90,6 +90,9 @@ def _make(
         encoding = replace(encoding, depth=UNSETTLED)
     rectangles = read_rectangles(config.redact) if config.redact else {}
     missing = _refuse_early(source, records, config)
+    beside = source.unlisted(records)
+    if beside:
+        warn(f"{beside}{PASSED_OVER}")
     if config.redact:
         rectangles = by_file(rectangles, records, config.redact, source.named)
     if is_remote(target):
@@ -103,6 +106,8 @@ def _make(
         spool.flush()
         choice, head = _decide(source, records, spool, settings, config)
         head = replace(head, depth=encoding.depth or None)
+        if beside:
+            head = replace(head, notes=(*head.notes, f"{beside}{PASSED_OVER}"))
         if missing:
             head = replace(head, notes=(*head.notes, f"{MISSING_NOTE}{missing.text}"))
         if rectangles:
@@ -169,8 +174,7 @@ def _refuse_early(
     missing = source.surely_missing(records)
     if missing and not config.allow_missing:
         raise UserError(
-            f"missing: {missing.text}; complete the download, or add --allow-missing to go on "
-            "without"
+            f"missing: {missing.text}; {missing.way}, or add --allow-missing to go on without"
         )
     if missing:
         warn(f"going on without {missing.text}")

@@ -110,8 +110,12 @@ class Selected(Source):
     def surely_missing(self, records: Sequence[Record]) -> Missing | None:
         return self.source.surely_missing(records)
 
+    def unlisted(self, records: Sequence[Record]) -> str | None:
+        return self.source.unlisted(records)
+
     def images(self) -> Iterator[SourceImage]:
-        return self.source.images()
+        yield from self.source.images()
+        self.notes = self.source.notes  # which may tell of archives that were read to their ends
 
     def paths(self) -> tuple[Path, ...]:
         return self.source.paths()

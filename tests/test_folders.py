@@ -159,6 +159,11 @@ def test_linked_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 folders below" in capsys.readouterr().err
 
 
+def with_comment(jpeg: bytes, text: str) -> bytes:
+    segment = b"\xff\xfe" + (2 + len(text)).to_bytes(2, "big") + text.encode()
+    return jpeg[:2] + segment + jpeg[2:]
+
+
 def test_every_other_file_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rng = np.random.default_rng(0)
     for n in range(8):
@@ -166,7 +171,7 @@ def test_every_other_file_is_counted_once(tmp_path: Path, capsys: pytest.Capture
     jpeg = cv2.imencode(".jpg", rng.integers(0, 256, (16, 16), np.uint8))[1].tobytes()
     for name in ("a/x.jfif", "b/deep/y.JPE"):
         (tmp_path / "src" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "src" / name).write_bytes(jpeg[:-2] + name.encode() + jpeg[-2:])
+        (tmp_path / "src" / name).write_bytes(with_comment(jpeg, name))
     others = ["a/1.dcm", "b/2.DCM", "a/scan", "readme.txt"]
     others += ["a/.DS_Store", "__MACOSX/a/._1.dcm", "SYNTHETIC"]  # these say nothing
     (tmp_path / "src/b/gone.png").symlink_to(tmp_path / "nowhere")

@@ -131,7 +131,7 @@ def test_near_duplicates_end_as_asked(small_raw: Path, tmp_path: Path):
     grey = decode_grey((folder / "NORMAL (2).png").read_bytes())
     cv2.imwrite(str(folder / "copy.jpg"), cv2.resize(grey, (140, 140)))
     manifest = ingest(covid(small_raw), config(tmp_path / "report"))
-    (note,) = (note for note in manifest.notes if "near duplicates" in note)
+    (note,) = (note for note in manifest.notes if "pair of near duplicates" in note)
     assert note.startswith("1 pair of near duplicates")
     assert note.endswith("stay, 0 of them across splits")
     page = (tmp_path / "report/covid-radiography/audit.html").read_text()
@@ -141,7 +141,7 @@ def test_near_duplicates_end_as_asked(small_raw: Path, tmp_path: Path):
     dropped = ingest(covid(small_raw), config(tmp_path / "drop", near_duplicate="drop"))
     assert dropped.excluded["near duplicate"] == 1
     kept = ingest(covid(small_raw), config(tmp_path / "keep", near_duplicate="keep"))
-    assert not any("near" in note for note in kept.notes)
+    assert not any("near duplicates (" in note for note in kept.notes)
 
 
 def test_cap(tiny_raw: Path, tmp_path: Path):

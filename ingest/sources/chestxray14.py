@@ -8,13 +8,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ingest.csv_rows import read_rows
-from ingest.file_source import require_folder
-from ingest.files import archive_images, folder_image, image_files
+from ingest.file_source import NOT_IN_TABLE, count_unlisted, require_folder
+from ingest.files import archive_images, folder_image, image_files, is_image_name
 from ingest.lists import apply_split_lists
-from ingest.record import Missing, Record, Source, SourceImage
+from ingest.record import PASSED_OVER, Missing, Record, Source, SourceImage
 from ingest.split import TEST, TRAIN_VAL, SplitConfig
 from shards.console import UserError, progress, warn
 from shards.labels import CHESTXRAY14
@@ -79,6 +80,11 @@ class ChestXray14(Source):
         _refuse_repeats(records, self.table)
         return apply_split_lists(records, self.lists) if self.lists else records
 
+    @cached_property
+    def listed(self) -> set[str]:
+        """The images that the table names."""
+        return {row["Image Index"] for row in _read_table(self.table)}
+
     def inventory(self) -> list[tuple[str, int]]:
         files = [path for folder in self.folders for path in image_files(folder)]
         return [(path.name, path.stat().st_size) for path in files + self.archives]
@@ -107,12 +113,28 @@ class ChestXray14(Source):
             f"{have if self.archives else ''})",
         )
 
+    def unlisted(self, records: Sequence[Record]) -> str | None:
+        listed = {r.location for r in records}
+        read = {p for folder in self.folders for p in image_files(folder) if p.name in listed}
+        return count_unlisted(self.src, read, NOT_IN_TABLE)
+
     def images(self) -> Iterator[SourceImage]:
+        """notes: at the end they tell of the images of archives that the table does not name."""
         for folder in self.folders:
             for path in image_files(folder):
                 yield folder_image(path, path.name)
+        notes = []
         for archive in self.archives:
-            yield from archive_images(archive, warn)
+            unlisted = 0
+            for image in archive_images(archive, warn):
+                unlisted += is_image_name(image.location) and image.location not in self.listed
+                yield image
+            if unlisted:
+                text = f"{unlisted} images of {archive.name} {NOT_IN_TABLE}{PASSED_OVER}"
+                notes.append(text)
+                if text not in self.notes:  # of an earlier pass
+                    warn(text)
+        self.notes = tuple(notes)
 
 
 def _find_table(src: Path) -> Path:

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ingest.file_source import require_folder, tell_passed_over
+from ingest.file_source import (
+    NOT_IN_FOLDERS,
+    count_unlisted,
+    require_folder,
+    tell_passed_over,
+)
 from ingest.files import folder_image, image_files, kind_passed_over
 from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
@@ -30,6 +35,7 @@ _CLASSES = {
     "Viral Pneumonia": "Viral Pneumonia",
 }
 _OUTSIDE = "Lung_Opacity"
+_MASKS = "masks"
 # The names that Kermany et al. (2018) gave their images carry the patient.
 _KERMANY = (
     re.compile(r"(person\d+)_(?:virus|bacteria)_\d+"),
@@ -80,6 +86,9 @@ class CovidRadiography(Source):
 
     def surely_missing(self, records: Sequence[Record]) -> Missing | None:
         return None  # the folders are all that says which images there are
+
+    def unlisted(self, records: Sequence[Record]) -> str | None:
+        return count_unlisted(self.src, set(self._files()), NOT_IN_FOLDERS, aside=_MASKS)
 
     def images(self) -> Iterator[SourceImage]:
         for path in self._files():

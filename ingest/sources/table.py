@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ingest.csv_rows import read_rows, refuse_repeats
-from ingest.file_source import FileSource, check_name, present, require_folder
+from ingest.file_source import NOT_IN_TABLE, FileSource, check_name, present, require_folder
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.record import Record
 from ingest.split import SplitConfig
@@ -56,6 +56,8 @@ class TableConfig:
 
 class Table(FileSource):
     """The Source built from a TableConfig."""
+
+    unlisted_are = NOT_IN_TABLE
 
     def __init__(self, config: TableConfig) -> None:
         """UserError for a table that is missing or wrong, or when none of its images is there."""
