@@ -29,7 +29,7 @@ class IngestConfig:
     one machine at a time (the same command on two does the work twice, for the same bytes)."""
     format: Encoding = "htj2k"
     """Image encoding: htj2k (lossless, a GPU can decode it), jpeg (quality 95), png, or keep (the
-    source's own bytes, checked by decoding)."""
+    source's own bytes, checked by decoding, of 8-bit images)."""
     shorter_side: int | None = None
     """Reduce images to this shorter side in pixels, never enlarge; 0 keeps the size.
     Default: 512, and 0 with --format keep."""

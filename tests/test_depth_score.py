@@ -3,13 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from deep_images import picture, png
 from ingest_runs import config as ingest_config
 from tiny_model import LABELS, model_info, write_model
 from tiny_run import small_densenet, stand_in
+from tiny_training import CONFIG, COVID
 
 from ingest.encode import EncodeConfig, Rejected, encode_image
 from ingest.run import ingest
@@ -23,8 +27,10 @@ from serve.score import ScoreConfig, score
 from serve.score_folder import ScoreFolder
 from shards.codec import decode_grey
 from shards.console import RunFailed, UserError
-from shards.manifest import shard_path
+from shards.manifest import Manifest, load_manifest, shard_path
 from shards.preprocess import resize
+from train.loop import Trainer
+from train.runs import _read_spec, save_model
 
 BITS = {"a/0.png": 12, "a/1.png": 11, "b/2.png": 10, "b/3.png": 12}
 
@@ -152,6 +158,27 @@ def test_explain_takes_it_from_the_option_the_scores_or_the_model(
     of_scores = {"images": (raw,), "scores": raw.parent / "out", "limit": 1}
     assert np.array_equal(maps("scores", 14, **of_scores), known)
     assert not np.array_equal(maps("other", 14), known)
+
+
+def test_a_run_has_that_of_its_data_set(tmp_path: Path):
+    manifest = Manifest("deep", LABELS, True, "jph", 1, 32, {}, {}, {}, (), depth=12)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/manifest.json").write_bytes(manifest.to_json())
+    assert load_manifest(tmp_path / "deep") == manifest
+    trainer = SimpleNamespace(
+        manifests=[manifest],
+        vocabularies=[manifest.vocabulary],
+        at=SimpleNamespace(stage=0),
+        config=CONFIG,
+        shards=tmp_path,
+    )
+    spec = Trainer._spec(cast(Trainer, trainer), replace(COVID, dataset="deep"))
+    save_model(tmp_path / "run", torch.nn.Linear(1, 1), spec)
+    assert _read_spec(tmp_path / "run").depth == 12
+    path = tmp_path / "run/model.json"
+    older = {k: v for k, v in json.loads(path.read_text()).items() if k != "depth"}
+    path.write_text(json.dumps(older))
+    assert _read_spec(tmp_path / "run").depth is None
 
 
 def test_a_model_tells_it(tmp_path: Path):

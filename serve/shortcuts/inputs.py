@@ -40,7 +40,9 @@ def read_masks(folder: Path, samples: Sequence[Listed], size: int) -> dict[str, 
         tasks = (Task(key, [path.read_bytes()]) for key, path in wanted.items())
         for key, decoded in pool.run(tasks):
             if decoded.errors[0] is not None:
-                raise UserError(f"{wanted[key]}: {decoded.errors[0]}; mend it or take it out")
+                raise UserError(
+                    f"{wanted[key]}: {decoded.errors[0]}; save it with 8 bits, or take it out"
+                )
             mask = decoded.images[0]
             if mask.any():
                 found[key] = mask > mask.max() / 2
