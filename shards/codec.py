@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from shards.bad_image import BadImage as BadImage
-from shards.declared import declared_depth, jpeg_2000_bits
 from shards.depth import Values
 from shards.jpeg import decode_jpeg, jpeg_exif
+from shards.jpeg_2000 import jpeg_2000_bits
 from shards.kinds import kind_of, unread_kind
 from shards.netpbm import decode_deep_netpbm
 from shards.orientation import exif_orientation, turned
@@ -195,8 +195,9 @@ def _decode_pillow(data: bytes) -> Values:
             check_palette(data, int(np.asarray(image).max()))
         orientation = exif_orientation(image.info.get("exif", b""))
         if image.mode.startswith(("I", "F")):
-            values = _unsigned(image)
-            return Values(turned(values, orientation), declared_depth(image, data))
+            # Of JPEG 2000 Pillow moves values of another number of bits to fill 16.
+            filled = image.format == "JPEG2000" and jpeg_2000_bits(data) != 16
+            return Values(turned(_unsigned(image), orientation), 16 if filled else None)
         grey = image if image.mode == "L" else image.convert("RGB").convert("L")
         return Values(turned(np.asarray(grey), orientation))
 

@@ -1,7 +1,10 @@
 """Grey values of up to 16 bits -> 8 bits: how many of their bits count is the image's depth.
 
 A detector gives 10 to 16 bits, and files hold 16 whatever it gives. In this order:
-1. the depth that the file declares (`shards.declared`);
+1. the depth that the file declares: less than 16 bits a value, a PNG's sBIT, a PGM's maximum. 16
+   bits declare nothing: they are the least that formats have above 8. Nor does TIFF's
+   MaxSampleValue, the largest value in use, which is "not to be used to affect the visual
+   appearance" (TIFF 6.0);
 2. else one depth for all such images of a data set, so that they stay comparable: the smallest of
    DEPTHS that holds every value of them. Ingest finds it, or is told it by --depth; the manifest
    and the models trained on it hand it on to scoring, which --depth overrules;

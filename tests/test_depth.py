@@ -1,4 +1,4 @@
-"""shards.depth, shards.declared, shards.netpbm: how values of more than 8 bits become grey."""
+"""shards.depth, png_16, netpbm: how values of more than 8 bits become grey."""
 
 import numpy as np
 import pytest
