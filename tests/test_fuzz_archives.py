@@ -236,6 +236,8 @@ def test_broken_tables_end_in_one_line(
     before = listing(tmp_path, out)
     message = ingest_all(src, out, allow_missing=True)
     assert listing(tmp_path, out) == before
+    counted = capsys.readouterr().err  # lines about depth and about images without a row
+    assert all(line.isprintable() for line in counted.splitlines())
     with pytest.raises(SystemExit):
         console.fail(message, 2)
     printed = capsys.readouterr().err.removesuffix("\n")
