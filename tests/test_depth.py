@@ -120,7 +120,10 @@ def test_a_dark_png_of_the_highest_bits_stays_dark():
     assert np.array_equal(decode_source(png(dark, b"\x0c")), dark >> 8)
 
 
+DAMAGED = bytearray(DECLARED["sBIT"])
+DAMAGED[42] ^= 1  # sBIT's checksum
 UNDECLARED = {
+    "damaged sBIT": bytes(DAMAGED),
     "PNG": png(picture(12)),
     "RGB PNG": png(np.stack([picture(12)] * 3, -1)),
     "RGBA PNG": png(np.stack([picture(12)] * 3 + [picture(16)], -1)),
