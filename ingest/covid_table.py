@@ -4,12 +4,13 @@ radiographs share (patientid, finding, view, modality, age, sex) -> records, COV
 from collections.abc import Mapping
 from pathlib import Path
 
+from ingest.cells import patients_of, refuse_repeats, years
 from ingest.covid_findings import COVID_OR_NOT, covid_label, exclusion
-from ingest.csv_rows import read_rows, refuse_repeats, years
 from ingest.file_source import NOT_IN_TABLE, FileSource, files_by_name, require_folder
 from ingest.record import Record
 from ingest.split import SplitConfig
 from shards.console import UserError
+from shards.csv_table import read_rows
 from shards.sample import make_key
 
 _REQUIRED = ("patientid", "finding", "view")
@@ -46,15 +47,17 @@ class CovidTable(FileSource):
 
     def records(self) -> list[Record]:
         records = []
-        for line, cells in read_rows(self.table, (*_REQUIRED, self.file_column), _OPTIONAL):
+        rows = list(read_rows(self.table, (*_REQUIRED, self.file_column), _OPTIONAL))
+        patients = patients_of([self.patient_of(cells) for _, cells in rows], self.table)
+        for (line, cells), patient in zip(rows, patients):
             try:
-                records.append(self._record(cells))
+                records.append(self._record(cells, patient))
             except UserError as error:
                 raise UserError(f"{self.table} line {line}: {error}") from error
         refuse_repeats((r.location for r in records), self.table)
         return records
 
-    def _record(self, cells: Mapping[str, str]) -> Record:
+    def _record(self, cells: Mapping[str, str], patient: str | None) -> Record:
         file, finding, view = self.file_of(cells), cells["finding"], cells["view"]
         if not file:
             raise UserError("no image is named; fill it in or remove the row")
@@ -62,7 +65,6 @@ class CovidTable(FileSource):
         label = None if excluded else covid_label(finding)
         if not excluded and label is None:
             excluded = f"finding is {finding or 'blank'}"
-        patient = self.patient_of(cells)
         return Record(
             location=file,
             key=make_key(file),

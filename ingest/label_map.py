@@ -5,12 +5,13 @@ CSV with the columns `dataset,source_label,label`, or TOML with a table for each
 images that have it out.
 """
 
-import csv
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from shards.console import UserError, warn
+from shards.csv_table import is_missing, read_rows
+from shards.labels import warn_of_variants
 from shards.manifest import Manifest
 
 LabelMap = Mapping[str, Mapping[str, str]]  # data set -> its label -> label, empty: left out
@@ -21,42 +22,31 @@ def read_label_map(path: Path) -> LabelMap:
     """The mapping. UserError when the file cannot be read or says something twice."""
     if not path.is_file():
         raise UserError(f"no file {path}; --map names a CSV or TOML with the labels")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the mapping {path}: {error}; give a CSV or TOML") from error
-    found = _parse_toml(text, path) if path.suffix.lower() == ".toml" else _parse_csv(text, path)
+    found = _read_toml(path) if path.suffix.lower() == ".toml" else _read_csv(path)
     if not any(label for labels in found.values() for label in labels.values()):
         raise UserError(f"{path} maps nothing to a label; expected rows of {', '.join(_COLUMNS)}")
     return found
 
 
-def _parse_csv(text: str, path: Path) -> LabelMap:
-    rows = csv.DictReader(text.splitlines())
-    try:
-        return _read(rows, path)
-    except csv.Error as error:
-        raise UserError(f"{path} line {rows.line_num} is not CSV: {error}") from error
-
-
-def _read(rows: "csv.DictReader[str]", path: Path) -> LabelMap:
-    if not rows.fieldnames or not set(_COLUMNS) <= set(rows.fieldnames):
-        raise UserError(
-            f"{path} has the columns {rows.fieldnames}; expected {','.join(_COLUMNS)} in line 1"
-        )
+def _read_csv(path: Path) -> LabelMap:
     found: dict[str, dict[str, str]] = {}
-    for row in rows:
-        dataset, source, label = ((row[name] or "").strip() for name in _COLUMNS)
-        if not dataset and not source and not label:
-            continue
+    for line, row in read_rows(path, _COLUMNS, verbatim=_COLUMNS):
+        dataset, source, label = (row[name] for name in _COLUMNS)
+        if label and is_missing(label):
+            raise UserError(
+                f"{path} line {line}: {label!r} is a word for missing; leave the label empty to "
+                "leave out these images, or give another name"
+            )
         if found.setdefault(dataset, {}).setdefault(source, label) != label:
-            raise UserError(f"{path} line {rows.line_num}: {dataset}, {source} is mapped twice")
+            raise UserError(f"{path} line {line}: {dataset}, {source} is mapped twice")
     return found
 
 
-def _parse_toml(text: str, path: Path) -> LabelMap:
+def _read_toml(path: Path) -> LabelMap:
     try:
-        raw = tomllib.loads(text)
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the mapping {path}: {error}; give a CSV or TOML") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     for dataset, labels in raw.items():
@@ -86,4 +76,6 @@ def check_label_map(labels: LabelMap, manifests: Mapping[str, Manifest], path: P
 def label_names(labels: LabelMap, datasets: Mapping[str, Manifest]) -> tuple[str, ...]:
     """The labels of the merged set, in the order in which the file first names them."""
     used = (table for dataset, table in labels.items() if dataset in datasets)
-    return tuple(dict.fromkeys(label for table in used for label in table.values() if label))
+    names = tuple(dict.fromkeys(label for table in used for label in table.values() if label))
+    warn_of_variants(names, "the mapping")
+    return names

@@ -11,6 +11,7 @@ from pathlib import Path
 from ingest.record import Record
 from ingest.split import TEST, TRAIN, TRAIN_VAL, VAL
 from shards.console import UserError, warn
+from shards.csv_table import clean, read_text
 
 NOT_LISTED = "in none of the split lists"
 LISTED = "in the exclusion list"
@@ -30,11 +31,7 @@ def split_lists(train: Path | None, val: Path | None, test: Path | None) -> dict
 
 def read_list(path: Path) -> list[str]:
     """The lines of a list, stripped; empty where nothing stands. UserError: cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path}: {error}; give a text file") from error
-    return [line.strip() for line in lines]
+    return [clean(line) for line in read_text(path, "list", "text").splitlines()]
 
 
 def apply_split_lists(

@@ -18,7 +18,7 @@ from serve.evaluation_tables import evaluation_tables
 from serve.figures import write_figure
 from serve.judged import judge
 from serve.metrics import Evaluation, MeasureConfig, measure
-from serve.predictions import Joined, join, read_predictions
+from serve.predictions import Joined, PredictionTable, join, read_predictions
 from serve.truth import LabelTable, read_label_table
 from shards.console import UserError
 from shards.splits import canonical
@@ -66,14 +66,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     _check(config)
     shards = config.labels.is_dir()
     split = _split(config.split, SHARDS_SPLIT if shards else None)
-    truth = read_label_table(config.labels, split)
-    joined = _join(config, config.scores, truth)
+    scores = read_predictions(config.scores)
+    truth = read_label_table(config.labels, split, scores.labels)
+    joined = _join(config, scores, truth)
     validation = against = None
     if config.calibration is not None:
         of = _split(config.calibration_split, SHARDS_VALIDATION if shards else None)
-        validation = _join(config, config.calibration, read_label_table(config.labels, of))
+        known = read_label_table(config.labels, of, scores.labels)
+        validation = _join(config, read_predictions(config.calibration), known)
     if config.against is not None:
-        against = (config.against.name, _join(config, config.against, truth))
+        against = (config.against.name, _join(config, read_predictions(config.against), truth))
     chosen = MeasureConfig(config.thresholds, config.bootstrap, config.seed)
     found = measure(joined, split, config=chosen, validation=validation, against=against)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -101,8 +103,7 @@ def _check(config: EvaluateConfig) -> None:
         raise UserError(f"--thresholds has {outside[0]:g}; a threshold is from 0 to 1")
 
 
-def _join(config: EvaluateConfig, scores: Path, truth: LabelTable) -> Joined:
-    predictions = read_predictions(scores)
+def _join(config: EvaluateConfig, predictions: PredictionTable, truth: LabelTable) -> Joined:
     if config.exclusive and len(predictions.labels) < 2:
         raise UserError(f"--exclusive with the one label {predictions.labels[0]!r}; leave it out")
     return join(predictions, truth, config.exclusive)

@@ -98,7 +98,7 @@ def read_predictions(path: Path) -> PredictionTable:
     images = _are_images(table)
     columns = _probability_columns(table)
     probabilities = np.stack([table.numbers(column) for column in columns.values()], axis=1)
-    _check_probabilities(path, tuple(columns), probabilities)
+    _check_probabilities(table, tuple(columns), probabilities)
     file, sha256 = model["model"], model["model_sha256"]
     scored_by = None
     if file is not None and sha256 is not None:  # the CSV of a score folder: float32, as there
@@ -181,12 +181,12 @@ def _probability_columns(table: Table) -> dict[str, str]:
     return {name: name for name in table.label_names()}
 
 
-def _check_probabilities(path: Path, labels: tuple[str, ...], values: np.ndarray) -> None:
+def _check_probabilities(table: Table, labels: tuple[str, ...], values: np.ndarray) -> None:
     bad = np.argwhere((values < 0) | (values > 1))
     if bad.size:
         row, column = bad[0]
         raise UserError(
-            f"{path}: row {row + 1}, label {labels[column]!r}: a probability is from 0 to 1, "
+            f"{table.place(int(row))}, label {labels[column]!r}: a probability is from 0 to 1, "
             f"found {values[row, column]:g}"
         )
 

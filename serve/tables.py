@@ -1,6 +1,5 @@
 """A CSV or Parquet file as columns, checked: the ways a stranger's table comes in."""
 
-import csv
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -13,14 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.console import UserError
-from shards.labels import UNKNOWN
+from shards.console import UserError, first_few
+from shards.csv_table import clean, is_missing, read_records, separate, whole_numbers
+from shards.labels import UNKNOWN, warn_of_variants
 
 KEY = "key"
 CLASS = "label"
-_EMPTY = ("", "nan", "na", "null", "none")
-_EMPTY_NAME = ("",)  # none.png has the key none
-_EMPTY_CLASS = ("", "nan", "na", "null")  # as pandas, R and SQL write it; a class may be `None`
 # Such text is a formula to a spreadsheet, or would be read as one: it is written with one ' more.
 FORMULA = r"'*[=+@\t\r-]"
 
@@ -37,14 +34,21 @@ _NO_LABEL = {KEY, "archive", "member", "predicted", "model_sha256", "preprocessi
 
 @dataclass(frozen=True)
 class Table:
-    """columns: name -> one value per row (text from CSV, any scalar from Parquet)."""
+    """columns: name -> one value per row (text from CSV, any scalar from Parquet); lines: of a CSV,
+    the first line of each row."""
 
     path: Path
     columns: dict[str, list[Any]]
+    lines: Sequence[int] | None = None
 
     @property
     def rows(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for a message."""
+        number = f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
+        return f"{self.path} {number}"
 
     def named(self, name: str) -> str | None:
         """The column that has this name in any case (Patient for patient), None without one. For
@@ -61,31 +65,35 @@ class Table:
             )
         return names
 
-    def texts(self, name: str, empty: Sequence[str] = _EMPTY) -> list[str | None] | None:
-        """The column of this name in any case as text, None where it is empty or one of the words
-        for that; None when there is no such column."""
+    def texts(self, name: str, known: Collection[str] = ()) -> list[str | None] | None:
+        """The column of this name in any case as text, None where it is empty or a word for
+        missing that is not among those known; None when there is no such column."""
+        names = self.names(name)
+        return names and [x if x in known or not is_missing(x or "") else None for x in names]
+
+    def names(self, name: str) -> list[str | None] | None:
+        """As `texts`, of names: whatever text there is, as none.png has the key `none`."""
         column = self.named(name)
         if column is None:
             return None
-        return [None if _is_empty(value, empty) else str(value) for value in self.columns[column]]
+        return [None if _is_empty(value) else str(value) for value in self.columns[column]]
 
-    def names(self, name: str) -> list[str | None] | None:
-        """As `texts`, of names: whatever text there is, `none` and `NA` too."""
-        return self.texts(name, _EMPTY_NAME)
+    def patients(self) -> list[str | None] | None:
+        """As `texts`, of the column `patient`; 1.0 is 1 where all are whole numbers."""
+        found = self.texts("patient")
+        return found and [name or None for name in whole_numbers([one or "" for one in found])]
 
     def keys(self, chosen: Sequence[bool] | None = None) -> list[str]:
         """The `key` column, of the chosen rows. UserError when one has none, or one that is no
         text."""
         column = self.columns[self.named(KEY) or KEY]
-        found = list(
-            compress(enumerate(column, 1), [True] * self.rows if chosen is None else chosen)
-        )
+        found = list(compress(enumerate(column), [True] * self.rows if chosen is None else chosen))
         for row, value in found:
-            if _is_empty(value, _EMPTY_NAME):
-                raise UserError(f"{self.path}: row {row} has no {KEY}")
+            if _is_empty(value):
+                raise UserError(f"{self.place(row)} has no {KEY}")
             if isinstance(value, bool) or not isinstance(value, (str, int)):
                 raise UserError(
-                    f"{self.path}: row {row} has the {KEY} {value!r} ({type(value).__name__}); "
+                    f"{self.place(row)} has the {KEY} {value!r} ({type(value).__name__}); "
                     "allowed: text and whole numbers: write the column as text"
                 )
         return [str(value) for _, value in found]
@@ -103,18 +111,20 @@ class Table:
             row = int(bad[0])
             found = self.columns[name][row]
             raise UserError(
-                f"{self.path}: row {row + 1}, column {name!r}: a label is 1, 0, or -1 or empty "
+                f"{self.place(row)}, column {name!r}: a label is 1, 0, or -1 or empty "
                 f"for unknown, found {found!r}"
             )
         return numbers.astype(np.int8)
 
-    def spread_classes(self) -> "Table":
+    def spread_classes(self, known: Collection[str] = ()) -> "Table":
         """A table whose column `label` names each row's class, as one with a column per class: 1 in
-        the row's own, 0 in the others, nothing in a row without a class. Any other: itself."""
-        named = self.texts(CLASS, _EMPTY_CLASS)
-        if named is None or all(_is_empty(name) or _is_number(str(name)) for name in named):
+        the row's own, 0 in the others, nothing in a row without a class. Any other: itself. known:
+        words for missing among these are classes."""
+        named = self.texts(CLASS, known)
+        if named is None or all(name is None or _is_number(name) for name in named):
             return self
         classes = sorted({name for name in named if name is not None})
+        warn_of_variants(classes, self.path)
         repeated = [name for name in classes if name in self.columns]
         if repeated:
             raise UserError(
@@ -125,17 +135,17 @@ class Table:
         columns = {name: values for name, values in self.columns.items() if name != of_classes}
         for one in classes:
             columns[one] = [None if name is None else int(name == one) for name in named]
-        return Table(self.path, columns)
+        return Table(self.path, columns, self.lines)
 
     def _number(self, name: str, row: int) -> float:
         value = self.columns[name][row]
-        if _is_empty(value):
+        if _is_empty(value) or (isinstance(value, str) and is_missing(value)):
             return math.nan
         try:
             return float(value)
         except (TypeError, ValueError):
             raise UserError(
-                f"{self.path}: row {row + 1}, column {name!r}: expected a number, found {value!r}"
+                f"{self.place(row)}, column {name!r}: expected a number, found {value!r}"
             ) from None
 
 
@@ -146,34 +156,30 @@ def read_table(path: Path) -> Table:
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} ends in {suffix!r}; give a folder, a .csv or a .parquet file")
-    table = Table(path, _read_csv(path) if suffix == ".csv" else _read_parquet(path))
+    table = _read_csv(path) if suffix == ".csv" else Table(path, _read_parquet(path))
     if table.named(KEY) is None:
-        found = ", ".join(table.columns)
-        only = next(iter(table.columns)) if len(table.columns) == 1 else ""
-        hint = "; separate the columns by commas" if ";" in only or "\t" in only else ""
+        found = first_few(list(table.columns), 20)
+        hint = separate(list(table.columns))
         raise UserError(f"{path} has no column {KEY!r}; it has: {found}{hint}")
     return table
 
 
-def _read_csv(path: Path) -> dict[str, list[Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = (row for row in csv.reader(file) if row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
-    except ValueError:
-        raise UserError(f"{path} is empty; expected a header with the column {KEY!r}") from None
-    header = [name.strip() for name in header]
-    _refuse_repeats(path, header)
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise UserError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}")
-    return {name: [_cell(row[i]) for row in rows] for i, name in enumerate(header)}
+def _read_csv(path: Path) -> Table:
+    header, *rows = list(read_records(path)) or [(1, [])]
+    names = header[1]
+    if not names:
+        raise UserError(f"{path} is empty; expected a header with the column {KEY!r}")
+    _refuse_repeats(path, [name for name in names if name])
+    for line, row in rows:
+        if len(row) < len(names):
+            raise UserError(f"{path} line {line} has {len(row)} fields, the header {len(names)}")
+    columns = {name: [_cell(row[i]) for _, row in rows] for i, name in enumerate(names) if name}
+    return Table(path, columns, [line for line, _ in rows])
 
 
 def _cell(text: str) -> str:
     """Without spaces around it, and without the sign that it is no formula."""
-    return (text[1:] if text.startswith("'") and re.match(FORMULA, text) else text).strip()
+    return clean(text[1:] if text.startswith("'") and re.match(FORMULA, text) else text)
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
@@ -186,12 +192,13 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Text also of a column of bytes, where they are text."""
+    """Text also of a column of bytes, where they are text, without spaces around it."""
     values = column.to_pylist()
     try:
-        return [value.decode() if isinstance(value, bytes) else value for value in values]
+        values = [value.decode() if isinstance(value, bytes) else value for value in values]
     except UnicodeDecodeError:
         return values
+    return [clean(value) if isinstance(value, str) else value for value in values]
 
 
 def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
@@ -208,10 +215,10 @@ def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
         taken[name.lower()] = name
 
 
-def _is_empty(value: Any, empty: Sequence[str] = _EMPTY) -> bool:
+def _is_empty(value: Any) -> bool:
     if isinstance(value, float):  # Parquet keeps nothing and NaN apart
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and value.strip().lower() in empty)
+    return value is None or value == ""
 
 
 def _is_number(text: str) -> bool:

@@ -3,7 +3,7 @@ with a `key` column and one column of 1, 0, -1 or nothing per label, or one colu
 name of each image's class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,11 @@ class LabelTable:
     synthetic: tuple[bool | None, ...] | None = None
 
 
-def read_label_table(path: Path, split: str | None = None) -> LabelTable:
+def read_label_table(
+    path: Path, split: str | None = None, classes: Collection[str] = ()
+) -> LabelTable:
     """Labels of a data set's folder of shards (one split, or all), or of a CSV or Parquet file.
+    classes: of the scores, which may be words for missing elsewhere, as `None`.
 
     A table is taken as exclusive when each of its rows has exactly one yes and nothing unknown
     among several labels, or when it names each row's class in one column. UserError when it cannot
@@ -43,7 +46,7 @@ def read_label_table(path: Path, split: str | None = None) -> LabelTable:
     if path.is_dir():
         return _labels_of_shards(path, load_manifest(path), split)
     given = read_table(path)
-    table = given.spread_classes()
+    table = given.spread_classes(classes)
     chosen = np.ones(table.rows, bool)
     if split is not None:
         chosen = _rows_of_split(table, split)
@@ -56,7 +59,7 @@ def read_label_table(path: Path, split: str | None = None) -> LabelTable:
         keys=tuple(key for key, take in zip(table.keys(), chosen) if take),
         names=names,
         labels=labels,
-        patients=_chosen(table.texts("patient"), chosen),
+        patients=_chosen(table.patients(), chosen),
         meta={name: values for name, values in meta.items() if values is not None},
         exclusive=one_class_each and (len(names) > 1 or table is not given),
     )

@@ -1,13 +1,18 @@
 """Label vocabularies: a fixed order of names, and one int8 per label and sample."""
 
-from collections.abc import Collection
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from shards.console import UserError
+from shards.console import UserError, first_few, warn
 
 YES, NO, UNKNOWN = 1, 0, -1
+# Spaces, characters without width, and a hyphen between letters: no two findings differ by these.
+_NO_LETTER = re.compile(r"[\s_\u00ad\u200b-\u200f\u2060\ufeff]|(?<=\w)[-\u2010-\u2015](?=\w)")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,21 @@ class Vocabulary:
     def decode(self, encoded: np.ndarray) -> tuple[str, ...]:
         """The names of the labels that are YES."""
         return tuple(name for name, value in zip(self.names, encoded) if value == YES)
+
+
+def warn_of_variants(names: Iterable[str], where: object) -> None:
+    """Warn where names differ only by case, spaces, hyphens or how their accents are encoded: each
+    is a label of its own. where: begins the warning."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        plain = _NO_LETTER.sub("", unicodedata.normalize("NFKC", name).casefold())
+        spellings[plain].append(name)
+    alike = [", ".join(map(repr, several)) for several in spellings.values() if len(several) > 1]
+    if alike:
+        warn(
+            f"{where} has labels that differ only by case, spaces or hyphens: "
+            f"{first_few(alike, separator='; ')}. Each is a label of its own. Give them one name."
+        )
 
 
 # The order of CheXNet's outputs (both public checkpoints), then the healthy class.

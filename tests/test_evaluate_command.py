@@ -110,7 +110,7 @@ def test_labels_may_be_taken_as_exclusive_or_not(tmp_path):
         ("key,A,B\na,0.9,0.2\na,0.3,0.6\n", TRUTH, {}, "1 keys stand more than once in the pred"),
         (SCORES, "key,A,B\na,1,0\na,1,0\n", {}, "1 keys stand more than once in the labels: a"),
         ("key,A,B\na,0.9,nan\nb,0.1,0.2\n", TRUTH, {}, "image 'a' has nan for 'B'"),
-        ("key,A,B\na,0.9,inf\n", TRUTH, {}, "row 1, label 'B': a probability is from 0 to 1"),
+        ("key,A,B\na,0.9,inf\n", TRUTH, {}, "line 2, label 'B': a probability is from 0 to 1"),
         ("key,A,B\na,0.9,-0.1\n", TRUTH, {}, "found -0.1"),
         ("key,X,Y\na,0.9,0.1\n", TRUTH, {}, "no label is on both sides: the scores have X, Y"),
         ("key,A,B\nq,0.9,0.1\n", TRUTH, {}, "no key is on both sides: scores are of q"),

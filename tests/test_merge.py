@@ -220,12 +220,14 @@ def test_a_copy_of_a_known_patient_stays_with_the_patient(sets: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n", "expected dataset,source_label,label"),
+        ("a,b\n", "expected: dataset,source_label,label"),
         ("dataset,source_label,label\n", "maps nothing"),
         (MAP + "second,Normal,other\n", "line 8: second, Normal is mapped twice"),
         (MAP.replace("second,Normal,healthy\n", ""), "lacks labels of second: Normal"),
         (MAP + "second,Norml,other\n", "invents labels of second: Norml"),
-        (MAP + 'second,"Normal,' + "x" * 140_000, "is not CSV: field larger than"),
+        (MAP + "second,Normal," + "x" * 140_000, "line 8 is not CSV: field larger than"),
+        (MAP + 'second,"Normal,healthy\n', "line 8: the quote that opens here is not closed"),
+        (MAP + "second,Normal,NaN\n", "line 8: 'NaN' is a word for missing"),
         (MAP.replace("second", "third"), "lacks labels of second"),
     ],
 )

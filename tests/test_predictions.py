@@ -107,10 +107,10 @@ def test_scores_from_tables(tmp_path, prefix, suffix):
         ("", "is empty"),
         ("name,a\nx,1\n", "no column 'key'; it has: name, a"),
         ("key\nx\n", "no column for a label"),
-        ("key,a\nx,1.5\n", "row 1, label 'a': a probability is from 0 to 1, found 1.5"),
-        ("key,a\nx,0.5\ny,high\n", "row 2, column 'a': expected a number, found 'high'"),
-        ("key,a\nx,0.5,3\n", "row 1 has 3 fields, the header 2"),
-        ("key,a\n,0.5\n", "row 1 has no key"),
+        ("key,a\nx,1.5\n", "line 2, label 'a': a probability is from 0 to 1, found 1.5"),
+        ("key,a\nx,0.5\ny,high\n", "line 3, column 'a': expected a number, found 'high'"),
+        ("key,a\nx,0.5,3\n", "line 2 has 3 fields, the header 2"),
+        ("key,a\n,0.5\n", "line 2 has no key"),
         ("key,a,a\nx,0,0\n", "the column 'a' twice"),
         ("key,a,view,View\nx,0,PA,PA\n", "'view' and 'View', which differ only in case"),
     ],
@@ -182,7 +182,7 @@ def test_what_pandas_and_spaces_leave_in_a_table_is_no_label_and_no_patient(tmp_
     assert read_predictions(tmp_path / "t.parquet").labels == ("a",)
     pq.write_table(pa.table(columns | {"a": [0, 1, 1], "patient": nan}), tmp_path / "t.parquet")
     found = read_label_table(tmp_path / "t.parquet")
-    assert (found.names, found.patients) == (("a",), ("7.0", None, None))
+    assert (found.names, found.patients) == (("a",), ("7", None, None))
 
 
 def test_one_yes_in_every_row_is_exclusive(tmp_path):

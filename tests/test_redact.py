@@ -134,7 +134,7 @@ def test_what_would_uncover_the_words_is_refused(tiny_raw: Path, tmp_path: Path,
             "names 1 files that the data set lacks; its files are",
         ),
         (["NORMAL/NORMAL (2).png,1,1,0,5"], "line 2: .*w and h above 0"),
-        (["NORMAL/NORMAL (2).png,1,1,5"], "line 2: "),
+        (["NORMAL/NORMAL (2).png,1,1,5"], "line 2 has only 4 fields"),
         (["NORMAL/NORMAL (2).png,nan,1,5,5"], "line 2: "),
         (["NORMAL/NORMAL (2).png,160,1,5,5"], r"begins at 160, 1, outside its 160 x 160 pixels"),
     ],
@@ -153,7 +153,7 @@ def test_other_bad_requests(tiny_raw: Path, tmp_path: Path, words: Path):
     with pytest.raises(UserError, match="names 1 files that the data set lacks"):
         estimate(covid(tiny_raw), config(tmp_path / "out", redact=words))
     words.write_text("a,b\n")
-    with pytest.raises(UserError, match="expected file,x,y,w,h"):
+    with pytest.raises(UserError, match="expected: file,x,y,w,h"):
         read_rectangles(words)
 
 

@@ -35,7 +35,9 @@ def test_a_key_may_be_called_none(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_class_may_be_called_none(tmp_path, suffix):
     columns = {"key": list("abcdef"), "label": ["None", "NA", "null", "Mass", "", "nan"]}
-    found = read_label_table(write(tmp_path / f"l{suffix}", columns))
+    path = write(tmp_path / f"l{suffix}", columns)
+    assert read_label_table(path).names == ("Mass",)
+    found = read_label_table(path, classes=("Mass", "None"))  # of the scores
     assert found.names == ("Mass", "None")
     assert found.labels.tolist() == [[0, 1], [-1, -1], [-1, -1], [1, 0], [-1, -1], [-1, -1]]
     columns["label"] = ["1", "0", "NA", "nan", "", "null"]  # what is known of one label
@@ -104,5 +106,5 @@ def test_only_a_row_without_key_and_member_and_with_an_error_is_no_image(tmp_pat
     assert read_predictions(tmp_path / "s.csv").keys == ("x",)
     for row in (",,,0.5", ",y.png,broken,"):
         (tmp_path / "s.csv").write_text(text + row)
-        with pytest.raises(UserError, match="row 3 has no key"):
+        with pytest.raises(UserError, match="line 4 has no key"):
             read_predictions(tmp_path / "s.csv")

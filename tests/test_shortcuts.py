@@ -269,7 +269,7 @@ def test_a_class_that_the_data_set_lacks_leaves_the_calls_exclusive(hospital):
         ({"word": "I", "at": "1,1", "on": ("nobody",)}, "--on 'nobody' is neither the key"),
         ({"box": "1,1,0,0"}, "--box is '1,1,0,0'"),
         ({"masks": Path("nowhere")}, "no folder nowhere"),
-        ({"redact": Path("nowhere.csv")}, "cannot read nowhere.csv"),
+        ({"redact": Path("nowhere.csv")}, "cannot read the table nowhere.csv"),
         ({"others": (Path("nowhere"),)}, "no folder nowhere"),
     ],
 )
@@ -284,7 +284,7 @@ def test_wrong_requests_are_one_line(tmp_path, hospital, border_model, more, mes
 def test_tables_of_rectangles_are_checked(tmp_path, border_model):
     table = tmp_path / "words.csv"
     for text, message in (
-        ("a,b\n", "expected file,x,y,w,h"),
+        ("a,b\n", "expected: file,x,y,w,h"),
         ("file,x,y,w,h\n", "has no rectangle"),
         ("file,x,y,w,h\na,1,1,0,4\n", "line 2: .*1,1,0,4"),
         ("file,x,y,w,h\na,1,1,nan,4\n", "line 2"),

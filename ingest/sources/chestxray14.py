@@ -3,7 +3,6 @@
 Wang et al., "ChestX-ray8" (CVPR 2017). Run: python -m ingest chestxray14 --src PATH --out DIR
 """
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ingest.csv_rows import read_rows
 from ingest.file_source import NOT_IN_TABLE, count_unlisted, require_folder
 from ingest.files import archive_images, folder_image, image_files, is_image_name
 from ingest.lists import apply_split_lists
 from ingest.record import PASSED_OVER, Missing, Record, Source, SourceImage
 from ingest.split import TEST, TRAIN_VAL, SplitConfig
 from shards.console import UserError, progress, warn
+from shards.csv_table import clean, read_records, read_rows
 from shards.labels import CHESTXRAY14
 from shards.sample import Box, make_key
 
@@ -76,14 +75,15 @@ class ChestXray14(Source):
 
     def records(self) -> list[Record]:
         boxes = _read_boxes(self.src / "BBox_List_2017.csv")
-        records = [_record(row, boxes) for row in _read_table(self.table)]
+        rows = read_rows(self.table, _COLUMNS)
+        records = [_record(self.table, line, cells, boxes) for line, cells in rows]
         _refuse_repeats(records, self.table)
         return apply_split_lists(records, self.lists) if self.lists else records
 
     @cached_property
     def listed(self) -> set[str]:
         """The images that the table names."""
-        return {row["Image Index"] for row in _read_table(self.table)}
+        return {row["Image Index"] for _, row in read_rows(self.table, ("Image Index",))}
 
     def inventory(self) -> list[tuple[str, int]]:
         files = [path for folder in self.folders for path in image_files(folder)]
@@ -156,23 +156,22 @@ def _official_lists(src: Path) -> dict[str, Path]:
     return official if all(path.is_file() for path in official.values()) else {}
 
 
-def _read_table(path: Path) -> Iterator[dict[str, str]]:
-    """Rows by column. UserError for a missing column or a short row."""
-    return (cells for _, cells in read_rows(path, _COLUMNS))
-
-
-def _record(row: Mapping[str, str], boxes: Mapping[str, tuple[Box, ...]]) -> Record:
-    name = row["Image Index"]
+def _record(
+    path: Path, line: int, row: Mapping[str, str], boxes: Mapping[str, tuple[Box, ...]]
+) -> Record:
+    name, patient = row["Image Index"], row["Patient ID"]
     labels = tuple(row["Finding Labels"].split("|"))
+    if not name:
+        raise UserError(f"{path} line {line} names no image; download the table again")
     for label in labels:
         if label not in CHESTXRAY14.names:
             known = ", ".join(CHESTXRAY14.names)
-            raise UserError(f"image {name} has the label {label!r}; known are: {known}")
+            raise UserError(f"{path} line {line} has the label {label!r}; known are: {known}")
     return Record(
         location=name,
         key=make_key(Path(name).stem),
         labels=labels,
-        patient=f"{NAME}:{row['Patient ID']}",
+        patient=f"{NAME}:{patient}" if patient else None,
         view=row["View Position"] or None,
         age=_years(row["Patient Age"]),
         sex=row["Patient Gender"] or None,
@@ -203,14 +202,13 @@ def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
     boxes: dict[str, list[Box]] = defaultdict(list)
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.reader(file)
+    records = read_records(path)
+    next(records, None)  # the header has the commas of `Bbox [x,y,w,h]`
+    for line, cells in records:
         try:
-            next(rows, None)
-            for row in rows:
-                name, label, x, y, w, h = row[:6]
-                box = Box(_BOX_NAMES.get(label, label), float(x), float(y), float(w), float(h))
-                boxes[name].append(box)
-        except (csv.Error, ValueError) as error:
-            raise UserError(f"{path} line {rows.line_num}: {error}; download it again") from error
+            name, label, x, y, w, h = map(clean, cells[:6])
+            box = Box(_BOX_NAMES.get(label, label), float(x), float(y), float(w), float(h))
+        except ValueError as error:
+            raise UserError(f"{path} line {line}: {error}; download it again") from None
+        boxes[name].append(box)
     return {name: tuple(found) for name, found in boxes.items()}

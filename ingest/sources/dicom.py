@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from ingest.dicom_files import FoundFile, found_files
-from ingest.dicom_labels import LabelRow, as_latin, make_vocabulary, read_labels
+from ingest.dicom_labels import LabelRow, as_windows_1252, make_vocabulary, read_labels
 from ingest.dicom_meta import BURNT_IN, describe, is_cut_short
 from ingest.file_source import check_name
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
@@ -75,7 +75,7 @@ class Dicom(Source):
             raise UserError(f"no folder or archive {config.src}; --src names the DICOM files")
         self.config = config
         self.name = check_name(config.name)
-        self.rows = read_labels(config.table)
+        self.rows = read_labels(config.table, config.labels)
         self.vocabulary = make_vocabulary(self.rows, config.labels, config.table)
         self.split = GIVEN_SPLIT if self.rows[0].split else SplitConfig()
         self.held_back: dict[str, str] = {}  # location -> why images() does not give its pixels
@@ -263,7 +263,8 @@ class _LabelTable:
 
     def row(self, name: str, sop_instance: str) -> LabelRow | None:
         """The row of a file, by its path or by its UID. UserError when two rows contradict."""
-        found = [self.by_id[i] for i in (as_latin(name), sop_instance) if i and i in self.by_id]
+        ids = (as_windows_1252(name), sop_instance)
+        found = [self.by_id[i] for i in ids if i and i in self.by_id]
         self.used.update(row.id for row in found)
         if len({(row.labels, row.split) for row in found}) > 1:
             lines = " and ".join(str(line) for line in sorted(row.line for row in found))

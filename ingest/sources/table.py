@@ -6,14 +6,22 @@ Run: python -m ingest csv --src PATH --table FILE --name NAME --out DIR
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
-from ingest.csv_rows import read_rows, refuse_repeats
+from ingest.cells import (
+    exclude_each_other,
+    labels_of,
+    patients_of,
+    refuse_repeats,
+    vocabulary_names,
+)
 from ingest.file_source import NOT_IN_TABLE, FileSource, check_name, present, require_folder
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.record import Record
 from ingest.split import SplitConfig
-from shards.console import UserError, warn
+from shards.console import UserError
+from shards.csv_table import Row, read_rows
 from shards.labels import Vocabulary
 from shards.sample import make_key
 from shards.splits import SPLITS, read_as, splits_of
@@ -36,7 +44,8 @@ class TableConfig:
     name: str = NAME
     """Name of the data set: of its folder in OUT and of its shards."""
     labels: tuple[str, ...] = ()
-    """The labels, in the order of the outputs. Default: those in the table, sorted."""
+    """The labels, in the order of the outputs. Default: those in the table, sorted. A word for
+    missing, such as NA or None, is a label only where it is given here."""
     path_column: str = "path"
     """Column with the images' paths."""
     labels_column: str = "labels"
@@ -72,11 +81,13 @@ class Table(FileSource):
             config.modality_column,
         )
         required = [*columns, *(column for column in others if column is not None)]
-        rows = list(read_rows(config.table, required))
-        column = config.split_column
-        named = dict.fromkeys(cells[column] for _, cells in rows) if column else ()
-        splits = splits_of(named, config.table)
-        self.rows = [_record(self.name, config, splits, line, cells) for line, cells in rows]
+        rows = list(read_rows(config.table, required, verbatim=[config.labels_column]))
+        splits = splits_of(dict.fromkeys(_column(rows, config.split_column)), config.table)
+        patients = patients_of(_column(rows, config.patient_column), config.table)
+        self.rows = [
+            _record(self.name, config, splits, row, patient)
+            for row, patient in zip_longest(rows, patients)
+        ]
         refuse_repeats((r.location for r in self.rows), config.table)
         self.vocabulary = _vocabulary(self.rows, config)
         paths = {r.location: config.src / r.location for r in self.rows}
@@ -95,28 +106,27 @@ class Table(FileSource):
         return val_from_train(keep_patients_apart(self.rows))
 
 
+def _column(rows: Sequence[Row], column: str | None) -> list[str]:
+    return [cells[column] for _, cells in rows] if column else []
+
+
 def _record(
-    name: str,
-    config: TableConfig,
-    splits: Mapping[str, str],
-    line: int,
-    cells: Mapping[str, str],
+    name: str, config: TableConfig, splits: Mapping[str, str], row: Row, patient: str | None
 ) -> Record:
+    line, cells = row
     where = f"{config.table} line {line}"
     location = _location(cells[config.path_column], where)
-    parts = (part.strip() for part in cells[config.labels_column].split("|"))
 
     def cell(column: str | None) -> str | None:
         return (cells[column] or None) if column else None
 
-    patient = cell(config.patient_column)
     split = cells[config.split_column] if config.split_column else None
     if split is not None and split not in splits:
         raise UserError(f"{where} has the split {split!r}; allowed: {', '.join(SPLITS)}")
     return Record(
         location=location,
         key=make_key(location),
-        labels=tuple(sorted({part for part in parts if part})),
+        labels=labels_of(cells[config.labels_column], config.labels),
         patient=f"{name}:{patient}" if patient else None,
         view=cell(config.view_column),
         modality=cell(config.modality_column),
@@ -134,20 +144,16 @@ def _location(text: str, where: str) -> str:
 
 def _vocabulary(records: Sequence[Record], config: TableConfig) -> Vocabulary:
     """The labels as given, or sorted; exclusive when every row has exactly one."""
-    found = sorted({label for record in records for label in record.labels})
-    names = config.labels or tuple(found)
-    strange = [label for label in found if label not in names]
+    labels = [record.labels for record in records]
+    names = vocabulary_names(labels, config.labels, config.table, config.labels_column)
+    strange = sorted({label for several in labels for label in several}.difference(names))
     if strange or len(set(names)) < len(names):
         wrong = f"lacks {strange[0]!r} of {config.table}" if strange else "names a label twice"
         raise UserError(f"--labels {' '.join(names)} {wrong}; it must name each label once")
-    without = sum(not record.labels for record in records)
-    several = any(len(record.labels) > 1 for record in records)
-    exclusive = not without and not several
+    exclusive = exclude_each_other(labels, config.table)
     if not names or (exclusive and len(names) < 2):
         raise UserError(
             f"{config.table} has no two labels in {config.labels_column!r}; found: "
             f"{', '.join(names) or 'none'}; --labels-column names the column"
         )
-    if without and not several:
-        warn(f"{without} rows of {config.table} have no label, so labels do not exclude each other")
     return Vocabulary(names, exclusive)
