@@ -84,7 +84,7 @@ def estimate(source: Source, config: IngestConfig) -> Estimate:
         len(sizes),
         config.workers,
         missing.text if missing else None,
-        config.allow_missing,
+        config.allow_missing or not (missing and missing.images),
         depth,
         source.unlisted(records),
     )

@@ -70,8 +70,8 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """images: how many of the wanted ones are known to be missing; text: the same for the user;
-    way: what the user can do."""
+    """images: how many of the wanted ones are known to be missing, 0 where that is not sure; text:
+    the same for the user; way: what the user can do."""
 
     images: int
     text: str

@@ -172,7 +172,7 @@ def _refuse_early(
         raise UserError(f"no usable image among the {len(records)} of {source.name}")
     assign_splits(capped(usable, source.split, config.seed), source.split, config.seed)
     missing = source.surely_missing(records)
-    if missing and not config.allow_missing:
+    if missing and missing.images and not config.allow_missing:
         raise UserError(
             f"missing: {missing.text}; {missing.way}, or add --allow-missing to go on without"
         )

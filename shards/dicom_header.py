@@ -20,6 +20,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from shards.codec import BadImage, is_dicom
+from shards.kinds import kind_of
 
 PREAMBLE_BYTES = 132  # 128 of anything, then DICM
 MAX_INFLATED_BYTES = 320 << 20  # 100 megapixels, three bytes each, and a header
@@ -55,6 +56,14 @@ class NotDicom(BadImage):
     """Not a DICOM file, by its first bytes."""
 
 
+class BadHeader(BadImage):
+    """A header that cannot be read. sop_instance: what the file's beginning says of it."""
+
+    def __init__(self, reason: str, sop_instance: str) -> None:
+        super().__init__(reason)
+        self.sop_instance = sop_instance
+
+
 @dataclass(frozen=True)
 class DicomHeader:
     """The elements as text, several values joined by a backslash; empty where absent. They are
@@ -81,19 +90,31 @@ class DicomHeader:
 def read_header(stream: BinaryIO) -> DicomHeader:
     """The header of the file that a stream is at the beginning of; reads on only where it must.
 
-    The same bytes give the same result or the same reason (BadImage; NotDicom), however large the
+    The same bytes give the same result or the same reason (BadHeader; NotDicom), however large the
     pieces that the stream comes in.
     """
     data = stream.read(FIRST_BYTES)
     if not is_dicom(data):
-        raise NotDicom("no DICOM preamble")
-    header = _parse(data) if len(data) == FIRST_BYTES else None
+        raise NotDicom(kind_of(data) or "no DICOM preamble")
+    try:
+        header = _parse(data) if len(data) == FIRST_BYTES else None
+        if header is None:
+            data += stream.read(MAX_HEADER_BYTES - len(data))
+            header = _parse(data, whole=len(data) < MAX_HEADER_BYTES)
+    except BadImage as error:
+        raise BadHeader(str(error), _said_instance(data)) from None
     if header is None:
-        data += stream.read(MAX_HEADER_BYTES - len(data))
-        header = _parse(data, whole=len(data) < MAX_HEADER_BYTES)
-    if header is None:
-        raise BadImage(_TOO_LONG)
+        raise BadHeader(_TOO_LONG, _said_instance(data))
     return header
+
+
+def _said_instance(data: bytes) -> str:
+    """The SOPInstanceUID that stands in the file's first group; empty where that is damaged too."""
+    try:
+        with contained():
+            return str(_first_group(BytesIO(data)).get("MediaStorageSOPInstanceUID", ""))
+    except BadImage:
+        return ""
 
 
 @contextmanager
@@ -146,15 +167,20 @@ def inflated(data: bytes, limit: int = MAX_INFLATED_BYTES) -> bytes:
     At most about `limit` bytes, so that no bomb goes off: what lies behind them is not inflated.
     """
     stream = BytesIO(data)
-    stream.seek(PREAMBLE_BYTES)
-    behind: Callable[[Any, str | None, int], bool] = lambda tag, vr, length: tag >> 16 != 2  # noqa: E731
-    meta = read_dataset(stream, False, True, stop_when=behind)
+    meta = _first_group(stream)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return data
     begin = stream.tell()
     deflated, plain = DeflatedExplicitVRLittleEndian.encode(), ExplicitVRLittleEndian.encode()
     head = data[:begin].replace(deflated, plain.ljust(len(deflated), b"\0"), 1)
     return head + zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[begin:], limit)
+
+
+def _first_group(stream: BytesIO) -> Dataset:
+    """The file meta information, behind which the stream is left."""
+    stream.seek(PREAMBLE_BYTES)
+    behind: Callable[[Any, str | None, int], bool] = lambda tag, vr, length: tag >> 16 != 2  # noqa: E731
+    return read_dataset(stream, False, True, stop_when=behind)
 
 
 def has_pixels(data: bytes) -> bool:

@@ -7,14 +7,16 @@ Run: python -m ingest dicom --src PATH --table FILE --key-file FILE --out DIR
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from ingest.dicom_files import FoundFile, found_files
 from ingest.dicom_labels import LabelRow, as_windows_1252, make_vocabulary, read_labels
 from ingest.dicom_meta import BURNT_IN, describe, is_cut_short
+from ingest.file_map import Row, map_path, write_map
 from ingest.file_source import check_name
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
 from ingest.pseudonym import Pseudonyms, load_key
@@ -22,7 +24,8 @@ from ingest.record import BadFile, Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.codec import BadImage, Encoding, is_dicom
 from shards.console import UserError, progress, warn
-from shards.dicom_header import DicomHeader, NotDicom, read_header
+from shards.dicom_header import BadHeader, DicomHeader, NotDicom, read_header
+from shards.kinds import kind_of
 from shards.members import is_system_file
 from shards.remote import is_remote
 
@@ -31,6 +34,7 @@ NO_ROW = "no row in the label table"
 REPEATED = "SOPInstanceUID of another file"
 NOT_DICOM = "not a DICOM file"
 _UNREAD = "unread header: "  # begins the reason of a file that was put into quarantine for it
+_BY_UID = "; its row is known by its SOPInstanceUID"  # ends it where that could be read
 _SUFFIXES = (".dcm", ".dicom")
 _NO_FILE = "no-file-"  # in front of the location of a row whose file is not there
 
@@ -50,7 +54,7 @@ class DicomConfig:
     key_file: Path
     """The secret key of the hashes, made (mode 600) when it is not there. Keep it, outside OUT:
     with it, known patients can be found in the shards; without it, no patient keeps the same
-    hash."""
+    hash. Beside it, FILE.<name>.csv (mode 600) tells the path of each file's hash."""
     name: str = NAME
     """Name of the data set: of its folder in OUT and of its shards."""
     labels: tuple[str, ...] = ()
@@ -78,7 +82,7 @@ class Dicom(Source):
         self.rows = read_labels(config.table, config.labels)
         self.vocabulary = make_vocabulary(self.rows, config.labels, config.table)
         self.split = GIVEN_SPLIT if self.rows[0].split else SplitConfig()
-        self.held_back: dict[str, str] = {}  # location -> why images() does not give its pixels
+        self.looked = _Looked()
 
     @cached_property
     def pseudonyms(self) -> Pseudonyms:
@@ -103,62 +107,110 @@ class Dicom(Source):
 
     def records(self) -> list[Record]:
         """Reads every header; a file whose header cannot be read, or tells of burnt-in words, has a
-        record, which images() puts into quarantine."""
-        records, self.held_back, passed_over = self._look({})
-        if passed_over:
-            warn(f"{passed_over} files or links are not DICOM; passed over")
-        _warn_of_views(records)
-        return records
+        record, which images() puts into quarantine. Writes the map of the hashes' files."""
+        self.looked = looked = self._look({})
+        write_map(self.map_path, looked.files)
+        if looked.unread:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in looked.unread.most_common())
+            warn(
+                f"{looked.unread.total()} files cannot be read ({reasons}); they go to quarantine, "
+                f"and {self.map_path} names them"
+            )
+        _warn_of_views(looked.records)
+        return looked.records
 
     def records_before(self, quarantined: Mapping[str, str]) -> list[Record]:
         """Of files whose header can be read now, and could not, or that told of burnt-in words."""
-        return self._look(quarantined)[0]
+        return self._look(quarantined).records
 
-    def _look(self, before: Mapping[str, str]) -> tuple[list[Record], dict[str, str], int]:
-        """Records, what images() holds back, and how many files are passed over. before: file ->
-        why it was put into quarantine, and is taken to be still."""
-        held_back: dict[str, str] = {}
+    @property
+    def map_path(self) -> Path:
+        """Where the owner of the key finds the file of a hash."""
+        return map_path(self.config.key_file, self.name)
+
+    def _look(self, before: Mapping[str, str]) -> "_Looked":
+        """before: file -> why it was put into quarantine, and is taken to be still."""
+        looked = _Looked()
         table = _LabelTable(self.rows, self.config.table)
-        records: list[Record] = []
         kept: set[str] = set()  # SOPInstanceUIDs
-        passed_over = 0
         with progress("read headers", None) as advance:
-            for file in found_files(self.config.src):
+            for file in self._files():
                 advance(1)
-                if is_system_file(file.name):
-                    passed_over += 1
-                    continue
-                header = self._header(file)
-                if isinstance(header, NotDicom) and not _says_dicom(file.name):
-                    passed_over += 1
+                header = None if is_system_file(file.name) else self._header(file)
+                other = isinstance(header, NotDicom) and not _says_dicom(file.name)
+                if header is None or other:
+                    looked.passed_over += 1
                     continue
                 location = self._location(file.name)
                 was = before.get(location, "")
                 if isinstance(header, BadImage) or was.startswith((NOT_DICOM, _UNREAD)):
-                    held_back[location] = _why_unread(header)
-                    records.append(_unread(location, table.row(file.name, "")))
-                    continue
-                row = table.row(file.name, header.sop_instance)
-                record, reason = self._record(location, header, row, kept, was)
-                records.append(record)
-                if reason:
-                    held_back[location] = reason
-        records += [self._without_file(row) for row in table.unused()]
+                    problem = self._unread(file.name, location, header, table, was, looked)
+                else:
+                    problem = ""
+                    row = table.row(file.name, header.sop_instance)
+                    record, reason = self._record(location, header, row, kept, was)
+                    looked.records.append(record)
+                    if reason:
+                        looked.held_back[location] = reason
+                looked.files.append((location.removesuffix(".dcm"), file.name, problem))
+        looked.rowless = len(table.unused())
+        if looked.rowless > looked.nameless:  # else they may be those of the unread files
+            looked.records += [self._without_file(row) for row in table.unused()]
         if self.rows[0].split:
-            records = keep_patients_apart(val_from_train(records))
-        return records, held_back, passed_over
+            looked.records = keep_patients_apart(val_from_train(looked.records))
+        return looked
+
+    def _unread(
+        self,
+        name: str,
+        location: str,
+        header: DicomHeader | BadImage,
+        table: "_LabelTable",
+        was: str,
+        looked: "_Looked",
+    ) -> str:
+        """Take in a file whose header is not known; returns why. Its row is found by its path, by
+        its name where that is a UID, or by the UID that the damaged file says."""
+        row = table.row(name, PurePosixPath(name).stem)
+        problem = _why_unread(header)
+        said = header.sop_instance if isinstance(header, (BadHeader, DicomHeader)) else ""
+        if row is None and (isinstance(header, BadHeader) or was.endswith(_BY_UID)):
+            row = table.row(name, said)
+            problem += _BY_UID if row else ""
+        looked.nameless += row is None
+        looked.unread[_why_unread(header)] += 1
+        looked.held_back[location] = problem
+        looked.records.append(_unread_record(location, row))
+        return problem
+
+    def _files(self) -> Iterator[FoundFile]:
+        """All but the map, which may lie below --src."""
+        own, src = self.map_path.resolve(), self.config.src
+        inside = not is_remote(src) and own.is_relative_to(src.resolve())
+        name = own.relative_to(src.resolve()).as_posix() if inside else None
+        return (file for file in found_files(src) if file.name != name)
 
     def inventory(self) -> list[tuple[str, int]]:
         if not self.config.src.is_dir():
             return [(self._location(self.config.src.name), self.config.src.stat().st_size)]
-        return [(self._location(file.name), file.size) for file in found_files(self.config.src)]
+        return [(self._location(file.name), file.size) for file in self._files()]
 
     def surely_missing(self, records: Sequence[Record]) -> Missing | None:
         missing = sum(r.location.startswith(_NO_FILE) and not r.excluded for r in records)
-        if not missing:
-            return None
-        text = f"{missing} of the label table's {len(self.rows)} rows are for no file in --src"
-        return Missing(missing, text)
+        rows, unread = self.looked.rowless, self.looked.nameless
+        if not unread:
+            text = f"{missing} of the label table's {len(self.rows)} rows are for no file in --src"
+            return Missing(missing, text) if missing else None
+        text = (
+            f"{rows} of the label table's {len(self.rows)} rows are for no file in --src that can "
+            f"be read; {unread} files there cannot be, and may be theirs"
+        )
+        way = f"fetch again the files that {self.map_path} names with a problem"
+        return Missing(missing, text, way) if rows else None
+
+    def unlisted(self, records: Sequence[Record]) -> str | None:
+        count = self.looked.passed_over
+        return f"{count} files or links are not DICOM or are a system's own" if count else None
 
     def named(self, line: str) -> tuple[str, ...]:
         """A path below --src, a SOPInstanceUID, or what a finished data set calls an image."""
@@ -168,9 +220,9 @@ class Dicom(Source):
     def images(self) -> Iterator[SourceImage]:
         """What is not DICOM, and what records() knows too little of, is BadFile though its pixels
         may decode: nobody looked for burnt-in words, the patient or the modality."""
-        for file in found_files(self.config.src):
+        for file in self._files():
             location = self._location(file.name)
-            reason = self.held_back.get(location, "")
+            reason = self.looked.held_back.get(location, "")
             # Another stamp, or what a run before encoded would pass for looked at.
             stamp = self.pseudonyms.of("stamp", file.stamp, *([reason] if reason else []))
             yield SourceImage(location, stamp, partial(_read, file, reason))
@@ -182,7 +234,9 @@ class Dicom(Source):
                 header = read_header(stream)
         except BadImage as error:
             return error
-        return BadImage("it is cut short") if is_cut_short(header) else header
+        if is_cut_short(header):
+            return BadHeader("it is cut short", header.sop_instance)
+        return header
 
     def _location(self, name: str) -> str:
         return f"{self.pseudonyms.of('file', name)}.dcm"
@@ -229,13 +283,13 @@ class Dicom(Source):
         return Record(f"{_NO_FILE}{name}", f"{_NO_FILE}{name}", row.labels, split=row.split)
 
 
-def _unread(location: str, row: LabelRow | None) -> Record:
+def _unread_record(location: str, row: LabelRow | None) -> Record:
     key = location.removesuffix(".dcm")
     return Record(location, key, row.labels if row else (), split=row.split if row else None)
 
 
 def _why_unread(header: DicomHeader | BadImage) -> str:
-    return NOT_DICOM if isinstance(header, NotDicom) else f"{_UNREAD}{header}"
+    return f"{NOT_DICOM} ({header})" if isinstance(header, NotDicom) else f"{_UNREAD}{header}"
 
 
 def _says_dicom(name: str) -> bool:
@@ -248,10 +302,26 @@ def _read(file: FoundFile, held_back: str) -> bytes:
         data = file.read()
     except BadImage as error:
         raise BadImage(held_back or str(error)) from None
-    reason = held_back if is_dicom(data) else NOT_DICOM
+    other = f"{NOT_DICOM} ({kind_of(data) or 'no DICOM preamble'})"
+    reason = held_back if is_dicom(data) else other
     if reason:
         raise BadFile(reason, hashlib.sha256(data).hexdigest())
     return data
+
+
+@dataclass
+class _Looked:
+    """What a look at every header found. held_back: location -> why images() does not give its
+    pixels; unread: reason -> files; nameless: unread files of which no row is known; rowless: rows
+    of which no file is known; passed_over: files that are not DICOM; files: for the map."""
+
+    records: list[Record] = field(default_factory=list)
+    held_back: dict[str, str] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    files: list[Row] = field(default_factory=list, repr=False)
+    nameless: int = 0
+    rowless: int = 0
+    passed_over: int = 0
 
 
 class _LabelTable:
