@@ -107,7 +107,7 @@ def with_row(number: int, row: str, more: int | None = None) -> str:
         (b"a,b\r1,2\r1,No\0rmal\r", "line 3 holds a zero byte, so it is no text"),
         ("a,b\n1,2\n".encode("utf-16"), "is UTF-16; save it as CSV in UTF-8"),
         ("a,b\n1,2\n".encode("utf-16-le"), "line 1 holds a zero byte"),
-        (gzip.compress(b"a,b\n1,2\n"), "is compressed by gzip; save it as CSV"),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0), "is compressed by gzip; save it as CSV"),
         (b"PAR1" + bytes(20), "is a Parquet file; save it as CSV"),
     ],
 )
