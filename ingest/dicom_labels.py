@@ -92,3 +92,24 @@ def make_vocabulary(rows: Sequence[LabelRow], given: Sequence[str], path: Path) 
                 f"{', '.join(names)}"
             )
     return Vocabulary(names, exclude_each_other(labels, path) and len(names) > 1)
+
+
+class LabelTable:
+    """The rows by id, and which of them were used."""
+
+    def __init__(self, rows: Sequence[LabelRow], path: Path) -> None:
+        self.by_id, self.path = {row.id: row for row in rows}, path
+        self.used: set[str] = set()
+
+    def row(self, name: str, sop_instance: str) -> LabelRow | None:
+        """The row of a file, by its path or by its UID. UserError when two rows contradict."""
+        ids = (as_windows_1252(name), sop_instance)
+        found = [self.by_id[i] for i in ids if i and i in self.by_id]
+        self.used.update(row.id for row in found)
+        if len({(row.labels, row.split) for row in found}) > 1:
+            lines = " and ".join(str(line) for line in sorted(row.line for row in found))
+            raise UserError(f"{self.path} lines {lines} are for one file and differ; keep one")
+        return found[0] if found else None
+
+    def unused(self) -> list[LabelRow]:
+        return [row for row in self.by_id.values() if row.id not in self.used]

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from ingest.dicom_files import FoundFile, found_files
-from ingest.dicom_labels import LabelRow, as_windows_1252, make_vocabulary, read_labels
+from ingest.dicom_labels import LabelRow, LabelTable, make_vocabulary, read_labels
 from ingest.dicom_meta import BURNT_IN, describe, is_cut_short
 from ingest.file_map import Row, map_path, write_map
 from ingest.file_source import check_name
@@ -131,7 +131,7 @@ class Dicom(Source):
     def _look(self, before: Mapping[str, str]) -> "_Looked":
         """before: file -> why it was put into quarantine, and is taken to be still."""
         looked = _Looked()
-        table = _LabelTable(self.rows, self.config.table)
+        table = LabelTable(self.rows, self.config.table)
         kept: set[str] = set()  # SOPInstanceUIDs
         with progress("read headers", None) as advance:
             for file in self._files():
@@ -165,7 +165,7 @@ class Dicom(Source):
         name: str,
         location: str,
         header: DicomHeader | BadImage,
-        table: "_LabelTable",
+        table: LabelTable,
         was: str,
         looked: "_Looked",
     ) -> str:
@@ -322,27 +322,6 @@ class _Looked:
     nameless: int = 0
     rowless: int = 0
     passed_over: int = 0
-
-
-class _LabelTable:
-    """The rows by id, and which of them were used."""
-
-    def __init__(self, rows: Sequence[LabelRow], path: Path) -> None:
-        self.by_id, self.path = {row.id: row for row in rows}, path
-        self.used: set[str] = set()
-
-    def row(self, name: str, sop_instance: str) -> LabelRow | None:
-        """The row of a file, by its path or by its UID. UserError when two rows contradict."""
-        ids = (as_windows_1252(name), sop_instance)
-        found = [self.by_id[i] for i in ids if i and i in self.by_id]
-        self.used.update(row.id for row in found)
-        if len({(row.labels, row.split) for row in found}) > 1:
-            lines = " and ".join(str(line) for line in sorted(row.line for row in found))
-            raise UserError(f"{self.path} lines {lines} are for one file and differ; keep one")
-        return found[0] if found else None
-
-    def unused(self) -> list[LabelRow]:
-        return [row for row in self.by_id.values() if row.id not in self.used]
 
 
 def _warn_of_views(records: Sequence[Record]) -> None:
