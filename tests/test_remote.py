@@ -83,7 +83,7 @@ def test_folders_and_tables_of_urls(memory: Any, tiny_raw: Path, tmp_path: Path)
     expected = {image.location: image.read() for image in here.images()}
     assert {image.location: image.read() for image in there.images()} == expected
     names = [name for name in expected if name.startswith("NORMAL")]
-    rows = [f"{name},{number % 2}" for number, name in enumerate([*names, "NORMAL/gone.png"])]
+    rows = [f"{name},{'ab'[number % 2]}" for number, name in enumerate([*names, "NORMAL/gone.png"])]
     memory.pipe_file("/table.csv", "\n".join(["path,labels", *rows]).encode())
     table = Table(TableConfig(path_of("memory://raw"), path_of("memory://table.csv")))
     assert list(table.files) == names

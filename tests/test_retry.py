@@ -173,7 +173,7 @@ def test_notes_that_stay_true_stay(raw: Path):
     ingest(source, config(raw, allow_missing=True))
     mend(raw, "COVID-19 (1).png")
     manifest = retry(source, config(raw))
-    assert manifest.notes[0].startswith("missing: 1 of the table's ")
+    assert any(note.startswith("missing: 1 of the table's ") for note in manifest.notes)
     assert sum(note.startswith("the patient is unknown") for note in manifest.notes) == 1
     assert again(raw.parent / "out/csv", seed=1).notes == manifest.notes
 
