@@ -7,7 +7,7 @@ from pathlib import Path
 from ingest.cells import patients_of, refuse_repeats, years
 from ingest.covid_findings import COVID_OR_NOT, covid_label, exclusion
 from ingest.file_source import NOT_IN_TABLE, FileSource, files_by_name, require_folder
-from ingest.record import Record, with_short_keys
+from ingest.record import Record
 from ingest.split import SplitConfig
 from shards.console import UserError
 from shards.csv_table import read_rows
@@ -55,7 +55,7 @@ class CovidTable(FileSource):
             except UserError as error:
                 raise UserError(f"{self.table} line {line}: {error}") from error
         refuse_repeats((r.location for r in records), self.table)
-        return with_short_keys(records)
+        return records
 
     def _record(self, cells: Mapping[str, str], patient: str | None) -> Record:
         file, finding, view = self.file_of(cells), cells["finding"], cells["view"]

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Protocol
 
 from ingest.split import SplitConfig
 from shards.codec import BadImage, Encoding
 from shards.labels import Vocabulary
-from shards.sample import Box, make_key
+from shards.sample import Box
 
 PASSED_OVER = "; passed over"  # ends the note of what lies beside the images
 MAX_FILE_BYTES = 256 * 2**20  # the largest known radiograph file has 35 MB
@@ -120,14 +119,6 @@ class Source(Protocol):
 
     def check(self, out: Path, encoding: Encoding) -> None:
         return None
-
-
-def with_short_keys(records: Sequence[Record]) -> list[Record]:
-    """Each under the key of its file's name without folders and suffix, as scoring calls the same
-    file. It keeps its key, that of the whole location, where another image has that name."""
-    stems = [make_key(PurePosixPath(record.location).stem) for record in records]
-    taken = Counter(stems) + Counter(r.key for r, stem in zip(records, stems) if r.key != stem)
-    return [r if taken[stem] > 1 else replace(r, key=stem) for r, stem in zip(records, stems)]
 
 
 def records_hash(records: Sequence[Record]) -> str:

@@ -89,17 +89,6 @@ def test_the_rows_are_those_of_the_local_files(url: str, tmp_path: Path, name: s
     assert len(rows(tmp_path / "here")) == (4 if local == "images" else 1)
 
 
-def test_a_file_has_the_key_that_its_folder_gives_it(url: str, tmp_path: Path):
-    (tmp_path / "web/images/a b#1.png").write_bytes((tmp_path / "web/images/0.png").read_bytes())
-    (listed,) = find_archives([path_of(f"{url}/images/")])
-    there = {entry.name: entry.key for entry in listed.entries()}
-    for quoted, name in (("a%20b%231.png", "a b#1.png"), ("0.png", "0.png")):
-        (named,) = find_archives([path_of(f"{url}/images/{quoted}")])
-        assert [(entry.name, entry.key) for entry in named.entries()] == [(name, there[name])]
-    (local,) = find_archives([tmp_path / "web/images/a b#1.png"])
-    assert [entry.key for entry in local.entries()] == [there["a b#1.png"]]
-
-
 def test_a_folder_without_images_is_refused(url: str):
     with pytest.raises(UserError, match="no image and no archive in the folder http"):
         find_archives([path_of(f"{url}/none/")])

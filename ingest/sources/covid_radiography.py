@@ -18,7 +18,7 @@ from ingest.file_source import (
     tell_passed_over,
 )
 from ingest.files import folder_image, image_files, kind_passed_over
-from ingest.record import Missing, Record, Source, SourceImage, with_short_keys
+from ingest.record import Missing, Record, Source, SourceImage
 from ingest.split import SplitConfig
 from shards.console import UserError
 from shards.labels import COVID
@@ -72,7 +72,7 @@ class CovidRadiography(Source):
         return (self.src, *self._folders())  # which may be links to elsewhere
 
     def records(self) -> list[Record]:
-        return with_short_keys([_record(name_below(path, self.root)) for path in self._files()])
+        return [_record(name_below(path, self.root)) for path in self._files()]
 
     def named(self, line: str) -> tuple[str, ...]:
         """Lists may begin at the folder around the class folders."""

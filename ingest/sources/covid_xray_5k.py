@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ingest.file_source import FileSource, image_tree, require_folder, split_folders
 from ingest.given_split import GIVEN_SPLIT, val_from_train
-from ingest.record import Record, with_short_keys
+from ingest.record import Record
 from shards.console import UserError
 from shards.labels import Vocabulary
 from shards.sample import make_key
@@ -54,8 +54,7 @@ class CovidXray5k(FileSource):
         self.notes = (*self.notes, *read_as(splits))
 
     def records(self) -> list[Record]:
-        records = with_short_keys([self._record(location) for location in self.files])
-        return val_from_train(records)
+        return val_from_train([self._record(location) for location in self.files])
 
     def _record(self, location: str) -> Record:
         split, folder = self.folders["/".join(location.split("/")[:2])]

@@ -20,7 +20,7 @@ from ingest.file_source import (
     subfolders,
 )
 from ingest.given_split import GIVEN_SPLIT, val_from_train
-from ingest.record import Record, with_short_keys
+from ingest.record import Record
 from ingest.split import SplitConfig
 from shards.console import UserError
 from shards.labels import Vocabulary
@@ -74,8 +74,7 @@ class Folders(FileSource):
         return location.split("/")[self.depth]
 
     def records(self) -> list[Record]:
-        records = with_short_keys([self._record(location) for location in self.files])
-        return val_from_train(records)
+        return val_from_train([self._record(location) for location in self.files])
 
     def _record(self, location: str) -> Record:
         return Record(

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from ingest.file_source import FileSource, image_tree, require_folder, split_folders
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
-from ingest.record import Record, with_short_keys
+from ingest.record import Record
 from shards.console import UserError
 from shards.labels import Vocabulary
 from shards.sample import make_key
@@ -66,7 +66,7 @@ class Kermany(FileSource):
     def records(self) -> list[Record]:
         folders = ("/".join(location.split("/")[:2]) for location in self.files)
         records = [_record(file, *self.folders[f]) for file, f in zip(self.files, folders)]
-        return val_from_train(keep_patients_apart(with_short_keys(records)))
+        return val_from_train(keep_patients_apart(records))
 
 
 def _record(location: str, split: str, folder: str) -> Record:

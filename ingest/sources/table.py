@@ -18,7 +18,7 @@ from ingest.cells import (
 )
 from ingest.file_source import NOT_IN_TABLE, FileSource, check_name, present, require_folder
 from ingest.given_split import GIVEN_SPLIT, keep_patients_apart, val_from_train
-from ingest.record import Record, with_short_keys
+from ingest.record import Record
 from ingest.split import SplitConfig
 from shards.console import UserError
 from shards.csv_table import Row, read_rows
@@ -84,12 +84,11 @@ class Table(FileSource):
         rows = list(read_rows(config.table, required, verbatim=[config.labels_column]))
         splits = splits_of(dict.fromkeys(_column(rows, config.split_column)), config.table)
         patients = patients_of(_column(rows, config.patient_column), config.table)
-        records = [
+        self.rows = [
             _record(self.name, config, splits, row, patient)
             for row, patient in zip_longest(rows, patients)
         ]
-        refuse_repeats((r.location for r in records), config.table)
-        self.rows = with_short_keys(records)
+        refuse_repeats((r.location for r in self.rows), config.table)
         self.vocabulary = _vocabulary(self.rows, config)
         paths = {r.location: config.src / r.location for r in self.rows}
         super().__init__(config.src, present(paths))
