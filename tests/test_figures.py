@@ -27,7 +27,7 @@ def test_histograms_share_one_kind_of_scale_with_plain_numbers():
 def test_a_source_below_chance_is_inside_its_picture():
     def figure(*areas):
         scores = tuple(SourceScore(f"s{i}", 9, 9, area, {"a": 3}) for i, area in enumerate(areas))
-        told = SourceResult(18, 4, 3, areas[0], 0.5, 0.5, scores, {}, ())
+        told = SourceResult(18, 0, 4, 3, areas[0], 0.5, 0.5, scores, {}, ())
         return source_figure(told).axes[0].get_xlim()
 
     assert figure(Estimate(0.2, 0.0, 0.4), Estimate(0.9, 0.8, 1.0))[0] < 0

@@ -62,7 +62,7 @@ def sources(tmp_path: Path, raw: Path) -> dict[str, tuple[Path, Source]]:
     write(tmp_path / "raw/dicom/1.dcm", picture(1), bits=12)
     rows = table(tmp_path / "labels.csv", "1.dcm,a")
     ours = classes(tmp_path / "raw/folders")
-    paths = [f"{name},{number % 2}" for number, name in enumerate(ours.files)]
+    paths = [f"{name},{'ab'[number % 2]}" for number, name in enumerate(ours.files)]
     listed = table(tmp_path / "paths.csv", *paths, header="path,labels")
     shutil.copytree(tmp_path / "raw/folders", tmp_path / "raw/csv")
     built = {
