@@ -47,7 +47,7 @@ def sound_png(data: bytes) -> bytes:
     view = memoryview(data)
     parts = [view[:8]]
     for kind, begin, end in png_chunks(data):
-        if kind in _HARMLESS - _DECIDING:  # a damaged name of eXIf is none of these
+        if kind in _HARMLESS - _DECIDING | {b"iCCP", b"bKGD", b"hIST", b"sPLT", b"tRNS"}:
             continue
         right = _crc(view[begin:end]) == int.from_bytes(data[end : end + 4], "big")
         if right:
