@@ -20,8 +20,6 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BEGIN = PNG_SIGNATURE + b"\0\0\0\rIHDR"
 _HEADER = struct.Struct(">IIBBBBB")  # of IHDR: size, bits, colour, compression, filter, interlace
 _PLAIN_GREY = (8, 0, 0, 0, 0)
-# Beside the critical ones: a turn, an animation, which bits count.
-_DECIDING = {b"eXIf", b"acTL", b"sBIT"}
 _CHANNELS = {2: 3, 4: 2, 6: 4}  # of IHDR's colour; of the other ones 1
 _ADAM_7 = [  # the passes of an interlaced image: first column and row, step of both
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
@@ -30,6 +28,8 @@ _ADAM_7 = [  # the passes of an interlaced image: first column and row, step of 
 _PIXELS = (b"IDAT", b"IEND")
 # That leave the pixels as they are. A turn (eXIf), an animation and transparency are not here.
 _HARMLESS = {b"tIME", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"gAMA", b"sRGB", b"cHRM", b"sBIT"}
+# That decide no grey level. An unknown one may be a turn (eXIf) whose name is damaged.
+_IDLE = _HARMLESS - {b"sBIT"} | {b"iCCP", b"bKGD", b"hIST", b"sPLT", b"tRNS"}
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -42,12 +42,12 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def sound_png(data: bytes) -> bytes:
-    """A PNG's chunks that decide its pixels. A wrong CRC of another one, as of a text, is harmless.
-    BadImage when one of these has a wrong CRC, or the end is missing."""
+    """A PNG's chunks that may decide its pixels. A wrong CRC of another one, as of a text, is
+    harmless. BadImage when one of these has a wrong CRC, or the end is missing."""
     view = memoryview(data)
     parts = [view[:8]]
     for kind, begin, end in png_chunks(data):
-        if kind in _HARMLESS - _DECIDING | {b"iCCP", b"bKGD", b"hIST", b"sPLT", b"tRNS"}:
+        if kind in _IDLE:
             continue
         right = _crc(view[begin:end]) == int.from_bytes(data[end : end + 4], "big")
         if right:
